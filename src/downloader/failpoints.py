@@ -13,7 +13,8 @@ VARIABLE = "DOWNLOADER_FAILPOINT"
 def failpoint(name: str) -> None:
     """Kill this process with SIGKILL if `DOWNLOADER_FAILPOINT` names this point; else do nothing.
 
-    Points: `after-lease`, `first-byte`, `before-fsync`, `after-rename`, `before-complete`, `after-complete`.
+    Points: `after-lease`, `first-byte`, `before-fsync`, `after-rename`, `before-complete`, `after-complete`,
+    `after-group-seal`, `after-group-complete`.
     """
     if _armed() == name:
         os.kill(os.getpid(), signal.SIGKILL)

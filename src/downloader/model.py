@@ -236,6 +236,11 @@ class JobSpec:
     """HTTP-date (RFC 9110, 5.6.7) for `If-Modified-Since`."""
     tags: Sequence[str] = ()
     """The client's own short texts, without repetitions; may be searched for."""
+    group: str = ""
+    """Name of the client's group of jobs; empty: none."""
+    completes: str = ""
+    """For what reports the completion of a group of jobs, and is no job: the counts, as JSON. `aggr_id` is
+    the group's name."""
     priority: int = 0
     """0 to 9: among an aggregation's due jobs, the highest priority begins first."""
     not_before: int = 0

@@ -27,7 +27,7 @@ from downloader.model import CallbackOutcome, FileFacts, Kind, Outcome, Verdict
 from downloader.storage import StoredFile
 from downloader.store import CallbackPlan, JobStore, Submission
 from servers.api import JOB, Serving
-from servers.jobs import closed, downloaded, spec_for
+from servers.jobs import closed, downloaded, spec_for, submitted
 
 Operation = APIOperation[Any, Any, Any, Any]
 AnyCase = Case[Any]
@@ -36,7 +36,7 @@ NOT_TRIED = {
     "GET /events": "a stream without an end",
     "POST /downloads": "schemathesis writes no NDJSON; test_bulk.py sends it",
 }
-ANY_QUERY = {"GET /aggregations", "GET /failures", "POST /retry"}
+ANY_QUERY = {"GET /aggregations", "GET /failures", "GET /groups", "POST /retry"}
 """Nearly every query is one: unknown parameters are ignored."""
 
 EXAMPLES = {"POST /download": 30, "GET /jobs": 30}
@@ -142,7 +142,9 @@ async def test_the_api_does_what_its_document_says(
         "key": ["a/b", "none"],
         "aggr_id": ["a/b", "none"],
         "name": ["docs.css"],
+        "group": ["g", "none"],
     }
+    await submitted(api.store, group="g")
     seen: Counter[int] = Counter()
 
     def try_all() -> None:

@@ -25,6 +25,7 @@ class Received:
     """One delivery that arrived."""
 
     job_id: str
+    """Empty for the callback of a group."""
     webhook_id: str
     path: str
     payload: dict[str, Any]
@@ -100,7 +101,7 @@ class Sink:
     ) -> None:
         payload = json.loads(body)
         one = Received(
-            payload["job_id"],
+            payload.get("job_id", ""),
             headers.get("webhook-id", ""),
             path,
             payload,

@@ -79,6 +79,7 @@ async def use_every_key(store: JobStore) -> None:
             shares = Shares(unproven=1, failing=0)
             await store.lease(Kind.CALLBACK, types, 1, 60, shares=shares, room=2, types=[types])
     await store.set_crawl_delay("slow.test", 1, 60)
+    await submitted(store, "h", group="g")
     await store.report("one", "processor", {}, 60, {"bytes": 1})
     await store.pause_all(paused=True)
     await store.note_backlog(

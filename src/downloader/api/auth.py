@@ -228,6 +228,7 @@ def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
     callback, error_callback = spec.callback(success=True), spec.callback(success=False)
     fields = (
         ("aggr_id", caller.aggregations(spec.aggr_id)),
+        ("group", not spec.group or caller.aggregations(spec.group)),
         ("aggr_proxy", not spec.aggr_proxy or caller.proxies(spec.aggr_proxy)),
         (destination_field, callback == _NO_CALLBACK or caller.destinations(*callback)),
         ("callback_error_dst", error_callback == _NO_CALLBACK or caller.destinations(*error_callback)),

@@ -190,6 +190,7 @@ def _time(text: str) -> int:
 
 CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "aggr_id": check_printable,
+    "group": check_printable,
     "aggr_proxy": _url("proxy"),
     "url": _url("download"),
     "mime_type": _mime_type,

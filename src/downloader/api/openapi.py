@@ -55,6 +55,7 @@ PATH_PARAMETERS: Mapping[str, tuple[str, Schema]] = {
     "aggr_id": ("The aggregation's name; it may have slashes.", {"type": "string"}),
     "role": ("Whose counters.", {"type": "string", "enum": ["processor", "notifier"]}),
     "key": ("The file's path, `file.path` of the job; it has slashes.", {"type": "string"}),
+    "group": ("The group's name.", {"type": "string"}),
     "name": ("The file's name.", {"type": "string", "pattern": r"^[\w.-]+$"}),
 }
 """Description and schema of the variables in rules."""

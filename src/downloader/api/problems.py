@@ -149,6 +149,8 @@ CODES: Mapping[str, str] = {
     "wrong_type": "The value is of another type than the field.",
     # Jobs
     "encrypted": "The job is encrypted with a key that this instance does not have.",
+    "group_complete": "The group is complete, and takes no other callback.",
+    "group_sealed": "The group is sealed and takes no more jobs.",
     "idempotency_conflict": "The idempotency key was used with another job.",
     "idempotency_key": "The idempotency key is not 1 to 255 printable ASCII characters.",
     "not_to_be_cancelled": "The download of the job is over.",
@@ -157,6 +159,7 @@ CODES: Mapping[str, str] = {
     "proxy_not_allowed": "The aggregation uses a proxy that the token may not use.",
     "range_not_satisfiable": "The range begins past the end of the file.",
     "unknown_aggregation": "There is no aggregation of this name with unfinished downloads.",
+    "unknown_group": "There is no group of jobs of this name.",
     "unknown_job": "There is no job with this id.",
 }
 """The codes of problem documents with explanations; `docs/api/` lists the codes by route."""

@@ -34,6 +34,13 @@ _PROXIED = Problem(
     field="aggr_id",
 )
 
+_SEALED = Problem(
+    status=HTTPStatus.CONFLICT,
+    code="group_sealed",
+    detail="The group is sealed and takes no more jobs.",
+    field="group",
+)
+
 QUOTA_AFTER_S = 10
 """`Retry-After` of a 429: jobs of the token end at any time."""
 
@@ -130,13 +137,16 @@ def check_accepted(why: Accepted, job_id: str, *, key_field: str) -> None:
     """Check that the store has the job, by its result; `key_field` names where the idempotency key is.
 
     Raises:
-        Refused: 422, the key was used with another job; 409, the aggregation has another proxy.
+        Refused: 422, the key was used with another job; 409, the aggregation has another proxy, or
+            the group is sealed.
         StoreUnavailable: the job's shard did not take it.
     """
     if why is Accepted.UNAVAILABLE:
         raise StoreUnavailable("the job's shard of the store does not answer")
     if why is Accepted.PROXIED:
         raise Refused(_PROXIED)
+    if why is Accepted.SEALED:
+        raise Refused(_SEALED)
     if why is Accepted.OVER_QUOTA:
         detail = f"The token has reached {_QUOTAS[job_id]}; try again when some of its jobs have ended."
         raise Refused(

@@ -51,6 +51,7 @@ def job_view(view: JobView, download_url: Callable[[JobSpec, str], str]) -> Job:
         download_url=_download_url(partial(download_url, spec, file.sha256)) if file else "",
         extra=spec.extra.encode(errors="replace").decode(),  # UTF-8 has no lone surrogates
         tags=spec.tags,
+        group=spec.group,
         callback=_callback(view),
         kept_until=view.kept_until,
     )

@@ -17,7 +17,7 @@ from downloader.notify.bulkhead import SHORTEST_S
 from downloader.notify.health import Breakers
 from downloader.notify.notifier import Delivered, Notifier, Payload, Rejected, Result, RetryLater
 from downloader.plugins import find_cancel, one_line
-from downloader.wire import callback_body
+from downloader.wire import callback_body, group_callback_body
 
 QUICK_S = 5.0
 """A delivery that takes longer is slow. Slow destinations get no more slots than silent ones."""
@@ -78,13 +78,7 @@ async def send_callback(
         error = lease.spec.damage or "the job names no callback for this result"
         return CallbackOutcome(verdict=Verdict.FAILED, error=error)
     try:
-        body = callback_body(
-            lease.spec,
-            lease.result,
-            attempts=lease.result_attempts,
-            download_url=download_url(lease.spec, lease.result.file.sha256),
-            final_url=_final_url(lease.spec, lease.result),
-        )
+        body = _body(lease, lease.result, download_url)
     except StorageError as exc:
         return _retry(lease, RetryLater(str(exc)), schedule, rng)
     spec = lease.spec
@@ -115,6 +109,18 @@ async def send_callback(
             return replace(_retry(lease, result, schedule, rng), slow=slow)
         case _:
             assert_never(result)
+
+
+def _body(lease: Lease, result: Outcome, download_url: Callable[[JobSpec, str], str]) -> bytes:
+    if lease.spec.completes:
+        return group_callback_body(lease.spec)
+    return callback_body(
+        lease.spec,
+        result,
+        attempts=lease.result_attempts,
+        download_url=download_url(lease.spec, result.file.sha256),
+        final_url=_final_url(lease.spec, result),
+    )
 
 
 def _final_url(spec: JobSpec, result: Outcome) -> str:

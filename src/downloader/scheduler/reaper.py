@@ -1,4 +1,4 @@
-"""The end of a job: the file is deleted, then the record."""
+"""The end of a job: the file is deleted, then the record; and what is due for groups of jobs."""
 
 from __future__ import annotations
 
@@ -65,6 +65,8 @@ async def _reap(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]]) -
     """Delete a batch; returns the seconds until the next batch."""
     try:
         batch = await store.reap(REAP_BATCH, HOLD_S)
+        if batch.groups:
+            await store.tend_groups(batch.groups)
         job_ids = await _delete(batch.jobs, delete)
         if job_ids:
             await store.remove(job_ids)

@@ -37,7 +37,7 @@ log = get_logger()
 T = TypeVar("T")
 A = TypeVar("A")
 
-DURABLE = ("submit", "cancel", "adjust", "retry")
+DURABLE = ("submit", "cancel", "adjust", "retry", "group")
 """Scripts with writes that must be durable before the client gets a response."""
 
 JOINED = ("submit", "lease", "finish", "close_callback", "retry_later", "release")

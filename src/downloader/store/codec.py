@@ -45,6 +45,7 @@ from downloader.wire import (
     FailedDestination,
     Failure,
     FailureGroup,
+    Group,
     ListedJob,
     Task,
     WaitingDestination,
@@ -78,6 +79,7 @@ def submit(item: Submission, permitted: str, seal: Seal | None, *, with_host: bo
         **({"permitted": permitted} if item.permits else {}),
         **({"token": item.spec.token} if item.spec.token else {}),
         **({} if item.quota is None else {"quota": item.quota}),
+        **job_group(item.spec),
     }
 
 
@@ -138,6 +140,7 @@ def _finish(settlement: Settlement, seal: Seal | None) -> dict[str, Any]:
         **_ended(settlement),
         **callback(settlement.callback),
         **counted(settlement.lease.spec),
+        **job_group(settlement.lease.spec),
         **_record(settlement, None if settlement.callback else outcome, seal),
         "attempts": "1" if counts else "0",
         "code": outcome.error_code,
@@ -171,6 +174,7 @@ def _close_callback(settlement: Settlement, seal: Seal | None) -> dict[str, Any]
     return {
         **_ended(settlement),
         "limit": str(settlement.callback.limit),
+        **job_group(settlement.lease.spec),
         **_slow(settlement),
         **_record(settlement, settlement.lease.result, seal),
     }
@@ -209,6 +213,11 @@ def callback(plan: CallbackPlan | None) -> dict[str, str]:
 def counted(spec: JobSpec) -> dict[str, str]:
     """The argument `counted`."""
     return {"counted": spec.token} if spec.counted else {}
+
+
+def job_group(spec: JobSpec) -> dict[str, str]:
+    """The argument `job_group`."""
+    return {"job_group": spec.group} if spec.group else {}
 
 
 def ms(seconds: float) -> int:
@@ -306,6 +315,12 @@ def reapable(flat: Sequence[Any]) -> Reapable:
 _TAGS = '"tags":['
 """In the JSON of each job with tags."""
 
+_GROUP = '"group":"'
+"""In the JSON of each job of a group of jobs."""
+
+_COMPLETES = '"completes":"'
+"""In the JSON of what reports the completion of a group of jobs."""
+
 
 def listed_jobs(
     flats: Iterable[Sequence[Any]], matches: Callable[[ListedJob], bool], unseal: Unseal
@@ -315,9 +330,12 @@ def listed_jobs(
         row = fields(flat)
         if "ended" in row:
             row = _listed_row(row["id"], row["ended"], unseal)
+        if _COMPLETES in row["spec"] and row["callback"] != State.FAILED:
+            continue
         job = _listed_job(row)
-        if _TAGS in row["spec"]:
-            job = job.model_copy(update={"tags": JobSpec.from_json(job.id, row["spec"], unseal).tags})
+        if _TAGS in row["spec"] or _GROUP in row["spec"]:
+            spec = JobSpec.from_json(job.id, row["spec"], unseal)
+            job = job.model_copy(update={"tags": spec.tags, "group": spec.group})
         if matches(job):
             spec = JobSpec.from_json(job.id, row["spec"], unseal)
             yield job.model_copy(update={"url": redact_url(spec.url)})
@@ -383,6 +401,32 @@ def job_view(job_id: str, flat: Sequence[Any], unseal: Unseal) -> JobView:
         callback=_task(callback, due_ms="") if "state" in callback else None,
         kept_until=_moment(row["keep_until"]),
     )
+
+
+_GROUP_COUNTS = ("jobs", "succeeded", "failed", "cancelled", "unfinished")
+
+
+def group(name: str, home: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> Group:
+    """A group of jobs from the answers of `group.lua`; `home` is that of the shard of the name."""
+    counts = {count: sum(int(part.get(count, 0)) for part in parts) for count in _GROUP_COUNTS}
+    first = [int(part["first_at"]) for part in parts if "first_at" in part]
+    return Group(
+        name=name,
+        state="complete" if "completed" in home else "sealed" if "sealed" in home else "open",
+        first_at=moment(min(first, default=None)),
+        last_at=moment(max(int(part.get("last_at", 0)) for part in parts) or None),
+        completed_at=_moment(home.get("completed", "")),
+        callback_id=home.get("id", "") if "completed" in home else "",
+        **counts,
+    )
+
+
+def group_counts(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, int]:
+    """The argument `counts` of `complete.lua`."""
+    counts = {count: sum(int(part.get(count, 0)) for part in parts) for count in _GROUP_COUNTS[:-1]}
+    first = [int(part["first_at"]) for part in parts if "first_at" in part]
+    last = max(int(part.get("last_at", 0)) for part in parts)
+    return {**counts, "first_at": min(first, default=0), "last_at": last}
 
 
 def load(answers: Iterable[Sequence[Any]], count: int) -> Load:

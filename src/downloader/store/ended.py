@@ -120,4 +120,4 @@ def _parse(text: str) -> Ended:
             name, _, value = line[1:].partition("=")
             (download if line[0] == "D" else callback)[name] = value.replace("\r", "\n")
     download.setdefault("status", "200")
-    return Ended(spec=json.dumps(job), download=download, callback=callback)
+    return Ended(spec=json.dumps(job, separators=(",", ":")), download=download, callback=callback)

@@ -22,8 +22,8 @@ from downloader.observe import get_logger
 from downloader.store import codec
 from downloader.store.client import MAX_ROWS, StoreClient, Timed, open_client
 from downloader.store.codec import ms
+from downloader.store.groups import GroupStore
 from downloader.store.memory import MemoryMark
-from downloader.store.reader import StoreReader
 from downloader.store.repeats import COUNTED_S, LeaseRequests, Uncounted
 from downloader.store.scripts import Script
 from downloader.store.sealing import Sealer, open_sealer
@@ -70,7 +70,7 @@ async def open_store(
         yield JobStore(client, sealer, hosts)
 
 
-class JobStore(StoreReader):
+class JobStore(GroupStore):
     """The fleet's shared state in Redis or Valkey; safe to share between tasks.
 
     Two methods have a restriction: calls of `lease` with the same `LeaseRequests` must not overlap, and
@@ -91,7 +91,6 @@ class JobStore(StoreReader):
         hosts: Mapping[str, HostSettings] | None = None,
     ) -> None:
         super().__init__(client, sealer)
-        self._seal = None if sealer is None else sealer.seal
         self._hosts = None
         if hosts is not None:
             self._hosts = {name: host.model_dump(exclude_none=True) for name, host in hosts.items()}
@@ -358,10 +357,15 @@ class JobStore(StoreReader):
     async def reap(self, count: int, hold_s: float) -> ReapBatch:
         """At most `count` jobs per shard that are due to be deleted, reserved for the caller for `hold_s`."""
         call = {"count": count, "hold_ms": ms(hold_s)}
-        answers = [codec.fields(answer) for answer in await self._client.run_on_all("reap", call)]
-        waits = [answer["due_ms"] / 1000 for answer in answers if answer["due_ms"] >= 0]
-        jobs = [codec.reapable(flat) for answer in answers for flat in answer["jobs"]]
-        return ReapBatch(jobs=jobs, next_due_s=min(waits, default=None))
+        shards = range(self._keys.shards)
+        flats = await self._client.ask(shards, lambda shard: self._client.run("reap", shard, call))
+        answers = {shard: codec.fields(flat) for shard, flat in flats.items()}
+        waits = [answer["due_ms"] / 1000 for answer in answers.values() if answer["due_ms"] >= 0]
+        return ReapBatch(
+            jobs=[codec.reapable(flat) for answer in answers.values() for flat in answer["jobs"]],
+            groups={shard: names for shard, answer in answers.items() if (names := answer["job_groups"])},
+            next_due_s=min(waits, default=None),
+        )
 
     async def remove(self, job_ids: Sequence[str]) -> None:
         """Delete the records of jobs from `reap`; jobs of a silent shard are returned by `reap` again."""
@@ -413,7 +417,13 @@ class JobStore(StoreReader):
         shard = shard_of(jobs[0][0].id, self._keys.shards)
         call = {"error": CANCELLED, "keep_ms": ms(keep_s)}
         rows = [
-            {"id": spec.id, "group": spec.aggr_id, **codec.callback(plan), **codec.counted(spec)}
+            {
+                "id": spec.id,
+                "group": spec.aggr_id,
+                **codec.callback(plan),
+                **codec.counted(spec),
+                **codec.job_group(spec),
+            }
             for spec, plan in jobs
         ]
         return [

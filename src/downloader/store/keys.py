@@ -311,6 +311,31 @@ KEYS = (
         holds="jobs whose download has failed by when (ms), to be retried together",
     ),
     Key(
+        name="job_group",
+        parameters=("name",),
+        type="hash",
+        owner="`tend`, a week after its completion; unsealed, 30 days after its last job",
+        holds=(
+            "a group of jobs, as far as they are in the shard: `jobs`, `succeeded`, `failed`, `cancelled`,"
+            " `first_at`, `last_at` (ms), `retried` (how many became unfinished again), `sealed` and"
+            " `completed` (since when, ms); in the shard of its name also its callback: `spec` (as `job`),"
+            " `id`, `callback` (destination), `limit` and `token`"
+        ),
+    ),
+    Key(
+        name="members",
+        parameters=("name",),
+        type="zset",
+        owner="a member goes when its job and the job's callback have ended, or by `tend`",
+        holds="unfinished jobs of a group of jobs, by when they came (ms)",
+    ),
+    Key(
+        name="job_groups",
+        type="zset",
+        owner="a member goes with its group",
+        holds="groups of jobs that are in the shard, by when they are looked at (ms), see `tend`",
+    ),
+    Key(
         name="idempotency",
         parameters=("digest",),
         type="string",

@@ -78,12 +78,14 @@ class StoreReader:
         """The matching jobs among the next `count` jobs of a list after `cursor` (empty: from the start).
 
         An empty `aggr_id` stands for all aggregations. Unless the list is `PENDING`, the page may also
-        contain jobs of other aggregations. `matches` gets a job without its URL.
+        contain jobs of other aggregations. For the list `GROUP`, `aggr_id` is the name of the group.
+        `matches` gets a job without its URL.
 
         Raises:
             ValueError: the cursor was not returned by `jobs`.
         """
-        shards = [self._keys.aggregation_shard(aggr_id)] if aggr_id else list(range(self._keys.shards))
+        of_one = aggr_id and which is not Listed.GROUP
+        shards = [self._keys.aggregation_shard(aggr_id)] if of_one else list(range(self._keys.shards))
         call = {"which": which, "group": aggr_id, "count": count}
         answer, behind = await self._read_on("list", call, cursor, shards)
         jobs = codec.listed_jobs(answer["jobs"], matches, self._unseal)

@@ -46,7 +46,9 @@ def load_scripts(*, cluster: bool = False) -> Mapping[str, Script]:
         if ending != "lua" or name.startswith("_"):
             continue
         source = entry.read_text("utf-8")
-        ends_jobs = re.search(r"\b(conclude|end_job|REAPING)\b", source)
+        ends_jobs = re.search(
+            r"\b(conclude|end_job|REAPING|GROUP_KEPT_MS|(check|complete|leave)_job_group)\b", source
+        )
         library = "".join(text for part, text in parts.items() if part != "_ended.lua" or ends_jobs)
         body = f"{library}\n{source}"
         text = constants + lua_key_functions(body) + body

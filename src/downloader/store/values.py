@@ -54,6 +54,8 @@ class Accepted(StrEnum):
     OVER_QUOTA = "over_quota"
     """The token has too much pending; nothing was enqueued. Instead of an id the result has the name of the
     quota: `jobs`, `bytes` or `aggregations`."""
+    SEALED = "sealed"
+    """The job's group takes no more jobs; nothing was enqueued."""
     UNAVAILABLE = "unavailable"
     """The shard refused the job for now, or did not answer. Without an answer the job may have been
     enqueued."""
@@ -212,6 +214,8 @@ class ReapBatch:
     """The store's answer to `reap`."""
 
     jobs: Sequence[Reapable]
+    groups: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    """Groups of jobs, by shard, that `tend_groups` is to look at."""
     next_due_s: float | None
     """Seconds until the next job is due; `None` for no further job."""
 
@@ -306,5 +310,7 @@ class Listed(StrEnum):
     """The download failed; the callback may still run. Ordered by the time of failure."""
     RUNNING = "running"
     """The download runs. Ordered by the end of the lease, so a job with a renewed lease may come twice."""
+    GROUP = "group"
+    """Unfinished jobs of a group of jobs. Ordered by when they came."""
     PENDING = "pending"
     """The download waits. Ordered by the due time; only for a single aggregation."""

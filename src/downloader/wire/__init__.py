@@ -18,6 +18,13 @@ from downloader.wire.aggregation import (
 )
 from downloader.wire.base import LAST_MS, Fault, LineProblem, Problem, moment, rfc3339, unix_ms
 from downloader.wire.callback import Callback, callback_body
+from downloader.wire.group import (
+    Group,
+    GroupCallback,
+    GroupPage,
+    GroupRequest,
+    group_callback_body,
+)
 from downloader.wire.job import (
     Accepted,
     AcceptedLine,
@@ -70,6 +77,10 @@ __all__ = [
     "FailureGroup",
     "Failures",
     "Fault",
+    "Group",
+    "GroupCallback",
+    "GroupPage",
+    "GroupRequest",
     "Job",
     "JobCallback",
     "JobFile",
@@ -88,6 +99,7 @@ __all__ = [
     "WaitingDestination",
     "WaitingDownloads",
     "callback_body",
+    "group_callback_body",
     "moment",
     "rfc3339",
     "unix_ms",

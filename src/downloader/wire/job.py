@@ -125,6 +125,8 @@ class Job(Task):
     """The file's URL, as in the callback; empty without a file, or while the storage fails."""
     extra: str = ""
     tags: Sequence[str] = ()
+    group: str = ""
+    """The group that the job belongs to; empty: none."""
     callback: JobCallback | None = None
     """`null` while there is none."""
     kept_until: Moment | None = None
@@ -157,6 +159,8 @@ class ListedJob(WireModel):
     destination: str = ""
     """Backend and host, queue, topic or prefix of the callback; empty without one."""
     tags: Annotated[Sequence[str], optional()] = ()
+    group: Annotated[str, optional()] = ""
+    """The job's group."""
 
 
 class JobPage(WireModel):

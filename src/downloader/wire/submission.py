@@ -141,6 +141,9 @@ class DownloadRequest(TypedDict, total=False):
     tags: Annotated[list[str], Field(max_length=MAX_TAGS), _described(examples=[["import-7", "pictures"]])]
     """Texts of 1 to 64 printable characters without commas, to find and retry jobs by; also in the
     callback."""
+    group: Annotated[str, Field(max_length=MAX_AGGREGATION_CHARS), _described(examples=["night-17"])]
+    """Name of a group of jobs: when it is sealed and all its jobs have ended, it has one callback of its own.
+    Printable characters."""
     sha256: str
     """The SHA-256 that the file must have, in 64 hexadecimal digits. A file that differs is not stored."""
     md5: str

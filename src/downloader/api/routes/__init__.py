@@ -10,6 +10,7 @@ from downloader.api.routes import (
     events,
     failures,
     files,
+    groups,
     health,
     jobs,
     metrics,
@@ -18,7 +19,7 @@ from downloader.api.routes import (
 )
 from downloader.api.routing import Route
 
-_MODULES = (downloads, jobs, failures, aggregations, health, files, metrics, events, page, session)
+_MODULES = (downloads, jobs, failures, aggregations, groups, health, files, metrics, events, page, session)
 
 ROUTES: Sequence[Route] = [
     value for module in _MODULES for value in vars(module).values() if isinstance(value, Route)

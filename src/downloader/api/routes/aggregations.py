@@ -182,7 +182,7 @@ async def adjust(context: Context, aggr_id: str) -> Aggregation:
     then, also before the aggregation's first job and after its last one.
     """
     changes = _changes(await request.data)
-    visible = _can_be_named(aggr_id) and visible_aggregations()(aggr_id)
+    visible = can_be_named(aggr_id) and visible_aggregations()(aggr_id)
     aggregation = await _known(context, await context.store.adjust(aggr_id, changes) if visible else None)
     audit("adjust", aggr_id=aggr_id, changes=changes)
     return aggregation
@@ -204,7 +204,7 @@ async def cancel_jobs(context: Context, aggr_id: str) -> CancelledJobs:
     Those that wait or are in flight, in batches, each of them whole, for some seconds. Repeat the request
     until it is `complete`. Each callback reports the `error_code` `cancelled`.
     """
-    if not (_can_be_named(aggr_id) and visible_aggregations()(aggr_id)):
+    if not (can_be_named(aggr_id) and visible_aggregations()(aggr_id)):
         raise Refused(_UNKNOWN)
     deps, ends = context.deps, trio.current_time() + CANCEL_S
     cancelled = 0
@@ -251,8 +251,8 @@ def _changes(body: bytes) -> AggregationChanges:
         raise refusal(error) from None
 
 
-def _can_be_named(aggr_id: str) -> bool:
-    """Whether a job can name this aggregation. Bytes that are not UTF-8 have become U+FFFD in the name."""
+def can_be_named(aggr_id: str) -> bool:
+    """Whether a job can have this name. Bytes that are not UTF-8 have become U+FFFD in the name."""
     encoded = quote(aggr_id, safe="").encode()
     is_unicode = "\ufffd" not in aggr_id or encoded.lower() in request.scope["raw_path"].lower()
     return is_unicode and aggr_id.isprintable() and len(aggr_id) <= MAX_AGGREGATION_CHARS

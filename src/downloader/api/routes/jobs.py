@@ -67,6 +67,7 @@ _FILTERS = (
         name="destination",
         description="Only jobs with a callback to this destination, written as in `GET /stats`.",
     ),
+    Parameter(name="group", description="Only jobs of this group."),
     Parameter(name="tags", description="Only jobs that have one of these tags, which commas separate."),
     Parameter(
         name="since",
@@ -143,10 +144,13 @@ async def cancel(context: Context, job_id: str) -> Accepted:
 async def list_jobs(context: Context) -> tuple[JobPage, dict[str, str]]:
     """Lists of jobs.
 
-    By `state` or `callback` or both; pending ones of one `aggr_id`.
+    By `state` or `callback` or both; pending ones of one `aggr_id` or `group`. With a `group` alone, its
+    unfinished jobs.
     """
-    state, callback = request.args.get("state", ""), request.args.get("callback", "")
-    pages = _pages(context.store, _which(state, callback), state=state, callback=callback)
+    state, callback, group = (request.args.get(name, "") for name in ("state", "callback", "group"))
+    unfinished = group and not callback and state in ("", State.PENDING, State.RUNNING)
+    which = Listed.GROUP if unfinished else _which(state, callback)
+    pages = _pages(context.store, which, state=state, callback=callback)
     async with aclosing(pages):
         async for page in pages:
             if page.jobs:
@@ -253,8 +257,8 @@ async def _pages(
     Raises:
         Refused: 422, with the parameter at fault.
     """
-    aggr_id, error_code, destination, cursor = (
-        request.args.get(name, "") for name in ("aggr_id", "error_code", "destination", "cursor")
+    aggr_id, group, error_code, destination, cursor = (
+        request.args.get(name, "") for name in ("aggr_id", "group", "error_code", "destination", "cursor")
     )
     start, end = _time("since", which), _time("until", which)
     if which is Listed.PENDING and not aggr_id:
@@ -269,13 +273,15 @@ async def _pages(
             and callback in ("", job.callback)
             and error_code in ("", job.error_code)
             and destination in ("", job.destination)
+            and group in ("", job.group)
             and (not tags or not tags.isdisjoint(job.tags))
             and (start is end is None or _ended_between(job, callback, start, end))
         )
 
     while True:
         try:
-            page = await store.jobs(which, aggr_id, cursor, PAGE, matches)
+            listed = group if which is Listed.GROUP else aggr_id
+            page = await store.jobs(which, listed, cursor, PAGE, matches)
         except ValueError:
             raise bad_query("cursor", "must be one from an earlier answer.") from None
         yield page
@@ -298,7 +304,7 @@ def _time(name: str, which: Listed) -> datetime | None:
         Refused: 422.
     """
     text = request.args.get(name, "")
-    if text and which in (Listed.PENDING, Listed.RUNNING):
+    if text and which in (Listed.PENDING, Listed.RUNNING, Listed.GROUP):
         raise bad_query(name, "applies only to jobs whose download is over.")
     try:
         return moment(unix_ms(text)) if text else None

@@ -45,6 +45,8 @@ do -- a script may have 200 local names
   end
 end
 
+local leave_job_group
+
 -- After the end of a download: the callback becomes pending in the group `callback`, or ('' for no callback) the job is
 -- kept for `keep_ms`. The callback of a success has no record of its own before it is leased.
 local function conclude(id, item, keep_ms)
@@ -55,6 +57,7 @@ local function conclude(id, item, keep_ms)
     count_usage(item.counted, -1, -(tonumber(bytes) or 0), 0)
   end
   if callback == '' then
+    if item.job_group then leave_job_group(item.job_group, id, item.state or 'cancelled') end
     if item.record then end_job(id, item.record, keep_ms) else redis.call('ZADD', key_reap(), now + keep_ms, id) end
     return
   end
@@ -65,4 +68,53 @@ local function conclude(id, item, keep_ms)
   end
   redis.call('ZADD', key_queue('callback', callback), now, id)
   touch('callback', callback)
+end
+
+-- Groups of jobs that clients name, see `docs/design/groups.md`. (Elsewhere a group is an aggregation or destination.)
+
+-- How long a group is shown after its completion, which is longer than its callback may take, and how long one without
+-- unfinished jobs is kept that nobody seals.
+local GROUP_KEPT_MS, GROUP_IDLE_MS = 7 * 24 * 3600 * 1000, 30 * 24 * 3600 * 1000
+
+local complete_job_group, check_job_group
+do -- a script may have 200 local names
+  -- A group is complete: its callback, if it has one, becomes pending, as that of a job which has ended. `counts` has its
+  -- fields over all shards. Only the first call does something.
+  function complete_job_group(name, counts)
+    local record = key_job_group(name)
+    local spec, id, callback, limit, token = unpack(redis.call('HMGET', record, 'spec', 'id', 'callback', 'limit', 'token'))
+    if redis.call('HSETNX', record, 'completed', now) == 0 then return end
+    redis.call('ZADD', key_job_groups(), now + GROUP_KEPT_MS, name)
+    if not spec then return end
+    redis.call('SET', key_job(id), string.sub(spec, 1, -2) .. ',"completes":' .. cjson.encode(cjson.encode(counts)) .. '}')
+    -- No file is looked for where the download has stored none.
+    redis.call('HSET', key_task('download', id), 'state', 'succeeded', 'finished', now, 'group', name, 'not_modified', '1')
+    conclude(id, {callback = callback, limit = limit, token = token or nil, state = 'succeeded'}, 0)
+  end
+
+  -- Completes a group that is sealed and has no unfinished job. In a Cluster it may have some in other shards, so there an
+  -- instance is to ask all shards.
+  function check_job_group(name)
+    local record = key_job_group(name)
+    local fields = redis.call('HMGET', record, 'sealed', 'completed', 'jobs', 'succeeded', 'failed', 'cancelled',
+      'first_at', 'last_at')
+    if not fields[1] or fields[2] or redis.call('EXISTS', key_members(name)) == 1 then return end
+    if in_cluster then
+      redis.call('ZADD', key_job_groups(), now, name)
+      return
+    end
+    complete_job_group(name, {
+      jobs = tonumber(fields[3] or 0), succeeded = tonumber(fields[4] or 0), failed = tonumber(fields[5] or 0),
+      cancelled = tonumber(fields[6] or 0), first_at = tonumber(fields[7] or 0), last_at = tonumber(fields[8] or 0),
+    })
+  end
+end
+
+-- Counts the end of a job, its callback included, by the state of its download. Only the first call for a job counts.
+function leave_job_group(name, id, state)
+  if redis.call('ZREM', key_members(name), id) == 0 then return end
+  if state ~= 'succeeded' and state ~= 'cancelled' then state = 'failed' end
+  redis.call('HINCRBY', key_job_group(name), state, 1)
+  redis.call('HSET', key_job_group(name), 'last_at', now)
+  check_job_group(name)
 end

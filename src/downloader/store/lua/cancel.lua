@@ -3,7 +3,7 @@
 -- KEYS    1 base of the shard
 -- ARGV    1 {error, keep_ms: how long a job without a callback is kept}, then per job {id, group: its aggregation,
 --         callback: its group or '', limit: of that group, token: of the job, absent: none,
---         counted: the token if the job counts against its quota}
+--         counted: the token if the job counts against its quota, job_group: of the job, absent: none}
 -- from    download pending | running
 -- to      download cancelled, and callback pending where there is one
 -- answer  per job: 'done' | 'unknown' | 'conflict'

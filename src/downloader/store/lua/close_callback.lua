@@ -3,7 +3,7 @@
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner}, then per result {id, generation, state, error, keep_ms: how long the job is kept, limit:
 --         of the group, slow: whether the destination took long, absent: it did not, record: see `end_job`, for a success
---         of download and callback}
+--         of download and callback, job_group: of the job, absent: none}
 -- from    callback running, this owner and generation
 -- to      callback succeeded | failed
 -- answer  per result: 'done' | 'lease_lost'
@@ -27,6 +27,9 @@ for item in items() do
       redis.call('HSET', key_group('callback', group), 'limit', item.limit)
     else
       redis.call('ZADD', key_failed(), now + item.keep_ms, item.id)
+    end
+    if item.job_group then
+      leave_job_group(item.job_group, item.id, task_fields('download', item.id, 'state')[1])
     end
     note_answer(group, item.state == 'succeeded', item.slow)
     if item.record and task_fields('download', item.id, 'state')[1] == 'succeeded' then

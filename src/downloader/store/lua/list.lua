@@ -1,9 +1,11 @@
--- list: some jobs: finished ones, those whose download or callback failed, those whose download runs, or those of an
--- aggregation that wait. Those that run or wait are in the order of their time, others the newest first.
+-- list: some jobs: finished ones, those whose download or callback failed, those whose download runs, those of an
+-- aggregation that wait, or the unfinished ones of a group of jobs. These three are in the order of their time, others the
+-- newest first.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {which: 'finished' | 'failed callbacks' | 'failed downloads' | 'running' | 'pending', group: the
---         aggregation of those that wait, count: how many are read, score and id: of the last one before, '' for none}
+-- ARGV    1 {which: 'finished' | 'failed callbacks' | 'failed downloads' | 'running' | 'pending' | 'group',
+--         group: the aggregation of those that wait, or the group of jobs, count: how many are read, score and id: of
+--         the last one before, '' for none}
 -- from    any
 -- to      the same
 -- answer  score and id: of the last one read, '' at the end, jobs: id, group, state, callback: its state or '',
@@ -40,7 +42,8 @@ if call.which == 'failed callbacks' then key = key_failed() end
 if call.which == 'failed downloads' then key = key_failed_downloads() end
 if call.which == 'running' then key = key_leases('download') end
 if call.which == 'pending' then key = key_queue('download', call.group) end
-local rows = read_on(key, call.which ~= 'running' and call.which ~= 'pending')
+if call.which == 'group' then key = key_members(call.group) end
+local rows = read_on(key, call.which ~= 'running' and call.which ~= 'pending' and call.which ~= 'group')
 if call.which == 'finished' then rows = with_ended(rows) end
 local jobs, bytes, last = {}, 0, 0
 while last < #rows and bytes < MAX_BYTES do
@@ -53,8 +56,9 @@ while last < #rows and bytes < MAX_BYTES do
   local spec = stored_job(id)
   if spec and not download[5] then
     bytes = bytes + #spec
+    local group = download[2] or call.which == 'group' and decoded(spec).aggr_id or call.group
     jobs[#jobs + 1] = {
-      'id', id, 'group', download[2] or call.group, 'state', download[1] or 'pending',
+      'id', id, 'group', group, 'state', download[1] or 'pending',
       'callback', callback[1] or '', 'finished', download[3] or '', 'failed', failed and callback[2] or '',
       'error', failed and callback[3] or download[4] or '', 'code', download[6] or '', 'destination', callback[4] or '',
       'spec', spec,

@@ -5,7 +5,7 @@
 -- from    download terminal, callback terminal or none, kept long enough
 -- to      the same, but no longer to be retried
 -- answer  due_ms: ms until the next is due (-1: none), jobs: id, spec, file ('1' if there may be one) of each, or id and
---         ended: its record
+--         ended: its record, job_groups: names of those that are due to be looked at, see `tend`
 -- repeat  other jobs; the same ones are given again after the hold
 
 -- Bounded, because a million jobs may have expired at once.
@@ -40,9 +40,10 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap_ended(), '-inf', now, '
   end
 end
 local due_ms = -1
-for _, key in ipairs({key_reap(), key_reap_ended()}) do
+for _, key in ipairs({key_reap(), key_reap_ended(), key_job_groups()}) do
   local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
   local wait = first and math.max(0, tonumber(first) - now)
   if wait and (due_ms < 0 or wait < due_ms) then due_ms = wait end
 end
-return {'due_ms', due_ms, 'jobs', jobs}
+local job_groups = redis.call('ZRANGEBYSCORE', key_job_groups(), '-inf', now, 'LIMIT', 0, 100)
+return {'due_ms', due_ms, 'jobs', jobs, 'job_groups', job_groups}

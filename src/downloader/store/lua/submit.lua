@@ -6,11 +6,12 @@
 --         values: digest of the job, body: digest of its text, which earlier versions kept,
 --         permitted: the one proxy that it may find its aggregation to have, absent: any, due: not before this
 --         time (ms), priority: absent for 0, token: absent for none,
---         quota: of the token, the most jobs, bytes and aggregations, each absent: no bound; absent: not counted}
+--         quota: of the token, the most jobs, bytes and aggregations, each absent: no bound; absent: not counted,
+--         job_group: of the job, absent: none}
 -- from    (no job)
 -- to      download pending
 -- answer  per job: {'new' | 'repeated' | 'conflict', id} or {'proxied', the proxy that is not permitted} or
---         {'over_quota', 'jobs' | 'bytes' | 'aggregations'}
+--         {'over_quota', 'jobs' | 'bytes' | 'aggregations'} or {'sealed', id}: its group takes no more jobs
 -- repeat  a known id is answered 'new' and not enqueued again
 
 local IDEMPOTENCY_MS = 24 * 3600 * 1000
@@ -48,6 +49,8 @@ for item in items() do
   local known = why ~= 'new' or redis.call('EXISTS', key_job(id)) == 1 or redis.call('HEXISTS', key_ended(), id) == 1
   if not known and item.permitted and (proxy or '') ~= '' and proxy ~= item.permitted then
     why, id = 'proxied', proxy
+  elseif not known and item.job_group and redis.call('HGET', key_job_group(item.job_group), 'sealed') then
+    why = 'sealed'
   elseif not known and item.quota and over_quota(item) then
     why, id = 'over_quota', over_quota(item)
   elseif not known then
@@ -69,6 +72,13 @@ for item in items() do
     redis.call('PERSIST', record)
     if proxy and proxy ~= item.proxy then redis.call('HSET', key_task('download', id), 'proxy', proxy) end
     if item.priority then redis.call('HSET', key_task('download', id), 'priority', item.priority) end
+    if item.job_group then
+      local of_group = key_job_group(item.job_group)
+      redis.call('HINCRBY', of_group, 'jobs', 1)
+      redis.call('HSETNX', of_group, 'first_at', now)
+      redis.call('ZADD', key_members(item.job_group), now, id)
+      redis.call('ZADD', key_job_groups(), 'NX', now, item.job_group)
+    end
     enqueue('download', id, group, math.max(now, item.due), item.priority)
     touch('download', group)
   end

@@ -1,0 +1,198 @@
+"""Routes about groups of jobs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from http import HTTPStatus
+from typing import cast
+
+import trio
+from quart import request
+
+from downloader.api.audit import audit
+from downloader.api.auth import CALLER, Caller, visible_aggregations
+from downloader.api.deps import Context
+from downloader.api.json import parse_object
+from downloader.api.parse import parse_job
+from downloader.api.problems import Problem, Refused, fault_in, faulty
+from downloader.api.routes.aggregations import CANCEL_S, CANCELLED_AT_ONCE, can_be_named
+from downloader.api.routes.jobs import callback_of_cancelled
+from downloader.api.routing import BAD_QUERY, CURSOR, ResponseSpec, bad_query, next_page, route
+from downloader.store import CallbackPlan, Changed
+from downloader.wire import CancelledJobs, Group, GroupPage, GroupRequest
+
+PAGE = 100
+"""About how many groups a page has."""
+
+_FIELDS = GroupRequest.__annotations__
+
+_NO_GROUP = "there is no such group"
+
+_NAME = "the name is too long or has invisible characters"
+
+
+@route(
+    "GET",
+    "/groups",
+    scope="read",
+    parameters=[CURSOR],
+    responses={
+        HTTPStatus.OK: ResponseSpec("A page.", GroupPage, headers={"Link": "The next page (RFC 8288)."})
+    },
+    problems={HTTPStatus.UNPROCESSABLE_ENTITY: BAD_QUERY},
+)
+async def list_groups(context: Context) -> tuple[GroupPage, dict[str, str]]:
+    """List the groups of jobs.
+
+    In no order, about 100 on a page. A service on a Redis Cluster may list a group on several pages.
+    """
+    try:
+        page = await context.store.groups(request.args.get("cursor", ""), PAGE)
+    except ValueError:
+        raise bad_query("cursor", "must be one from an earlier answer.") from None
+    allows = visible_aggregations()
+    page = page.model_copy(update={"groups": [group for group in page.groups if allows(group.name)]})
+    return page, next_page("/groups", page.cursor)
+
+
+@route(
+    "GET",
+    "/groups/<aggregation:group>",
+    scope="read",
+    responses={HTTPStatus.OK: ResponseSpec("The group.", Group)},
+    problems={HTTPStatus.NOT_FOUND: _NO_GROUP},
+)
+async def show(context: Context, group: str) -> Group:
+    """Show one group of jobs, with its progress."""
+    return await _visible(context, group)
+
+
+@route(
+    "POST",
+    "/groups/<aggregation:group>",
+    scope="submit",
+    body=GroupRequest,
+    responses={HTTPStatus.OK: ResponseSpec("The group.", Group)},
+    problems={
+        HTTPStatus.BAD_REQUEST: "the body is not a JSON object",
+        HTTPStatus.CONFLICT: "the group is complete",
+        HTTPStatus.UNPROCESSABLE_ENTITY: f"a field is at fault, or {_NAME}",
+    },
+)
+async def set_callback(context: Context, group: str) -> Group:
+    """Set the callback of a group.
+
+    Before, while or after its jobs come, but before it is complete. It is sent once, when the group is sealed
+    and all its jobs have ended.
+    """
+    deps, body = context.deps, await request.data
+    members = {field: value for field, value in parse_object(body).items() if field in _FIELDS}
+    _check_name(group)
+    # The callback is sent as that of a job, and has to pass the same checks.
+    spec = parse_job(
+        body,
+        {**members, "aggr_id": group, "aggr_limit": 1, "url": "http://group.invalid/"},
+        new_id=deps.store.new_id,
+        backends=deps.backends,
+        buckets=deps.buckets,
+        egress=deps.egress,
+        caller=cast("Caller | None", request.scope.get(CALLER)),
+    )
+    plan = CallbackPlan.of(spec, success=True, per_destination=deps.callback_limit)
+    if plan is None:
+        fault = fault_in("callback_type", "required", "callback_type must be a backend for a group.")
+        raise Refused(faulty(HTTPStatus.UNPROCESSABLE_ENTITY, [fault]))
+    await context.store.set_group_callback(replace(spec, url="", counted=False), plan)
+    shown = await _visible(context, group)
+    if shown.state == "complete":
+        raise Refused(_COMPLETE)
+    return shown
+
+
+@route(
+    "POST",
+    "/groups/<aggregation:group>/seal",
+    scope="submit",
+    responses={HTTPStatus.OK: ResponseSpec("The group.", Group)},
+    problems={HTTPStatus.UNPROCESSABLE_ENTITY: _NAME},
+)
+async def seal(context: Context, group: str) -> Group:
+    """Seal a group: all its jobs are in.
+
+    It takes no more jobs, and is complete when those that it has have ended, their callbacks included. A
+    group without jobs is complete at once. May be repeated.
+    """
+    _check_name(group)
+    return await context.store.seal_group(group)
+
+
+@route(
+    "DELETE",
+    "/groups/<aggregation:group>/jobs",
+    scope="submit",
+    responses={HTTPStatus.ACCEPTED: ResponseSpec("So many are cancelled.", CancelledJobs)},
+    problems={
+        HTTPStatus.NOT_FOUND: _NO_GROUP,
+        HTTPStatus.CONFLICT: "a job is encrypted with a key that this instance does not have",
+    },
+)
+async def cancel_jobs(context: Context, group: str) -> CancelledJobs:
+    """Cancel all jobs of a group.
+
+    Those that wait or are in flight, in batches, each of them whole, for some seconds. Repeat the request
+    until it is `complete`. Each callback reports the `error_code` `cancelled`. The group is not sealed by
+    this.
+    """
+    await _visible(context, group)
+    deps, ends = context.deps, trio.current_time() + CANCEL_S
+    allows = visible_aggregations()
+    results, cursor = Counter[Changed](), ""
+    while True:  # one batch at least
+        specs, cursor = await context.store.cancellable(group, cursor, CANCELLED_AT_ONCE)
+        jobs = [
+            (spec, callback_of_cancelled(spec, deps.callback_limit)) for spec in specs if allows(spec.aggr_id)
+        ]
+        if jobs:
+            results.update(await context.store.cancel_all(jobs, deps.keep_s))
+        if not cursor or trio.current_time() >= ends:
+            break
+    audit("cancel_jobs", group=group, count=results[Changed.DONE])
+    return CancelledJobs(cancelled=results[Changed.DONE], complete=not cursor)
+
+
+async def _visible(context: Context, name: str) -> Group:
+    """The group, if the caller may see it.
+
+    Raises:
+        Refused: 404.
+    """
+    group = await context.store.group(name) if visible_aggregations()(name) else None
+    if group is None:
+        raise Refused(_UNKNOWN)
+    return group
+
+
+def _check_name(name: str) -> None:
+    """Check that a job can name this group, and that the caller may.
+
+    Raises:
+        Refused: 403 or 422.
+    """
+    if not can_be_named(name):
+        fault = fault_in("group", "malformed", f"group: {_NAME}.")
+        raise Refused(faulty(HTTPStatus.UNPROCESSABLE_ENTITY, [fault]))
+    if not visible_aggregations()(name):
+        fault = fault_in("group", "forbidden", "The token may not use this group.")
+        raise Refused(faulty(HTTPStatus.FORBIDDEN, [fault]))
+
+
+_UNKNOWN = Problem(
+    status=HTTPStatus.NOT_FOUND, code="unknown_group", detail="There is no group of jobs of this name."
+)
+
+_COMPLETE = Problem(
+    status=HTTPStatus.CONFLICT,
+    code="group_complete",
+    detail="The group is complete, and its callback is out.",
+)

@@ -1,0 +1,154 @@
+"""`GroupStore`: groups of jobs that have one callback when all their jobs have ended.
+
+The shard of a group's name has the group's callback. Each shard counts the jobs that it has. With one shard,
+the script that ends the last job completes the group. In a Cluster an instance asks all shards, in
+`tend_groups`. `docs/design/groups.md` says more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from downloader.errors import StoreUnavailable
+from downloader.failpoints import failpoint
+from downloader.model import JobSpec, State
+from downloader.store import codec
+from downloader.store.client import StoreClient
+from downloader.store.reader import StoreReader
+from downloader.store.sealing import Sealer
+from downloader.store.values import CallbackPlan, Listed
+from downloader.wire import Group, GroupPage
+
+_CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{1,20})")
+"""Shard, and cursor of ZSCAN on that shard."""
+
+Part = Mapping[str, Any]
+"""What a shard has of a group; empty for nothing."""
+
+
+class GroupStore(StoreReader):
+    """The part of the store that has groups of jobs. Methods raise as those of `JobStore`."""
+
+    def __init__(self, client: StoreClient, sealer: Sealer | None = None) -> None:
+        super().__init__(client, sealer)
+        self._seal = None if sealer is None else sealer.seal
+
+    async def group(self, name: str) -> Group | None:
+        """A group, or `None`."""
+        return next(iter(await self._described([name])), None)
+
+    async def groups(self, cursor: str, count: int) -> GroupPage:
+        """About `count` groups after `cursor` (empty: from the start).
+
+        In a Cluster a group may be on several pages.
+
+        Raises:
+            ValueError: the cursor does not come from a `GroupPage`.
+        """
+        match = _CURSOR.fullmatch(cursor or "0.0")
+        if match is None or int(match[1]) >= self._keys.shards or int(match[2]) >= 2**64:
+            raise ValueError("no such cursor")
+        shard = int(match[1])
+        key = self._keys.key(shard, "job_groups")
+        behind, found = await self._client.command("ZSCAN", key, match[2], "COUNT", count, shard=shard)
+        names = [row[0] for row in found] if found and isinstance(found[0], list | tuple) else found[::2]
+        if str(behind) != "0":
+            cursor = f"{shard}.{behind}"
+        else:
+            cursor = f"{shard + 1}.0" if shard + 1 < self._keys.shards else ""
+        return GroupPage(groups=await self._described(sorted(set(names))), cursor=cursor)
+
+    async def cancellable(self, name: str, cursor: str, count: int) -> tuple[Sequence[JobSpec], str]:
+        """At most `count` jobs of a group that wait or run, and the cursor of the next call.
+
+        They are all in one shard.
+
+        Raises:
+            ValueError: the cursor was not returned by this method.
+        """
+        call = {"which": Listed.GROUP, "group": name, "count": count}
+        answer, behind = await self._read_on("list", call, cursor, list(range(self._keys.shards)))
+        rows = [codec.fields(flat) for flat in answer["jobs"]]
+        specs = [
+            JobSpec.from_json(row["id"], row["spec"], self._unseal)
+            for row in rows
+            if row.get("state") in (State.PENDING, State.RUNNING)
+        ]
+        return specs, behind
+
+    async def _described(self, names: Sequence[str]) -> Sequence[Group]:
+        if not names:
+            return []
+        parts = await self._parts([{"name": name} for name in names])
+        return [
+            codec.group(name, of_group[self._home(name)], of_group)
+            for name, of_group in zip(names, parts, strict=True)
+            if any(of_group)
+        ]
+
+    async def set_group_callback(self, spec: JobSpec, plan: CallbackPlan) -> None:
+        """Set the callback of a group, which exists then; a group that is complete does not change.
+
+        `spec` is the job that the callback is sent as: its `aggr_id` is the group's name, and its id comes
+        from `new_id` of the name. The first id stays.
+        """
+        row = {"name": spec.aggr_id, "spec": spec.to_json(self._seal), "id": spec.id, "token": ""}
+        row |= codec.callback(plan)
+        await self._client.run("group", self._home(spec.aggr_id), {}, [row], durable=True)
+
+    async def seal_group(self, name: str) -> Group:
+        """Let a group take no more jobs; it is complete when all its jobs, callbacks included, have ended.
+
+        Raises:
+            StoreUnavailable: a shard did not answer. If the shard of the name has, `tend_groups` goes on.
+        """
+        await self._client.run("group", self._home(name), {}, [{"name": name, "seal": True}], durable=True)
+        failpoint("after-group-seal")
+        if self._keys.shards > 1:
+            await self._complete(name)
+        [group] = await self._described([name])
+        return group
+
+    async def tend_groups(self, due: Mapping[int, Sequence[str]]) -> None:
+        """Do what is due for groups of jobs, as `reap` has named them by shard.
+
+        Jobs that ended uncounted are counted, groups of a Cluster completed, and old groups deleted.
+        """
+        for shard, names in due.items():
+            for name in await self._client.run("tend", shard, {}, [{"name": name} for name in names]):
+                await self._complete(name)
+
+    async def _complete(self, name: str) -> None:
+        """Seal a group in all shards of a Cluster, and complete it if none has an unfinished job."""
+        row = {"name": name, "seal": True}
+        [parts] = await self._parts([row])
+        if "completed" not in parts[self._home(name)]:
+            if any(part["unfinished"] for part in parts):
+                return
+            # Shards answer at different times, and a job that failed may be retried meanwhile. If they all
+            # answer the same again, no job was unfinished at the time between.
+            if [parts] != await self._parts([row]):
+                return
+            counts = codec.group_counts(parts)
+            await self._client.run("complete", self._home(name), {"name": name, "counts": counts})
+            failpoint("after-group-complete")
+        await self._parts([{"name": name, "completed": True}])
+
+    async def _parts(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[Sequence[Part]]:
+        """Run `group.lua` on all shards; returns for each row what the shards have.
+
+        Raises:
+            StoreUnavailable: a shard did not answer.
+        """
+        shards = range(self._keys.shards)
+        answers = await self._client.ask(
+            shards, lambda shard: self._client.run("group", shard, {}, rows, durable="seal" in rows[0])
+        )
+        if len(answers) < len(shards):
+            raise StoreUnavailable("a shard of the store does not answer")
+        return [[codec.fields(answers[shard][place]) for shard in shards] for place in range(len(rows))]
+
+    def _home(self, name: str) -> int:
+        return self._keys.aggregation_shard(name)

@@ -1,0 +1,42 @@
+-- group: groups of jobs are defined, sealed or described, as far as they are in this shard.
+--
+-- KEYS    1 base of the shard
+-- ARGV    1 {}, then per group {name, spec: the job that its callback is sent as, id, callback, limit, token: of that one,
+--         absent: unchanged, seal: that it takes no more jobs, completed: that it is complete, in the shard of its name}
+-- from    any; a complete group is not changed
+-- to      the same; with `seal` and no unfinished job in any shard, its callback pending
+-- answer  per group: unfinished: how many jobs, and the fields of its record but `spec`, as names and values; nothing for
+--         no such group
+-- repeat  harmless
+
+local answers = {}
+for item in items() do
+  local name, record = item.name, key_job_group(item.name)
+  local done = redis.call('HEXISTS', record, 'completed') == 1
+  if not done and item.spec then
+    redis.call('HSETNX', record, 'id', item.id)
+    redis.call('HSET', record, 'spec', item.spec, 'callback', item.callback, 'limit', item.limit, 'token', item.token)
+  end
+  local newly = not done and item.seal and redis.call('HSETNX', record, 'sealed', now) == 1
+  if not done and item.completed then
+    redis.call('HSET', record, 'completed', now)
+    redis.call('DEL', key_members(name))
+    redis.call('ZADD', key_job_groups(), now + GROUP_KEPT_MS, name)
+  elseif newly then
+    redis.call('ZADD', key_job_groups(), now, name)
+    check_job_group(name)
+  elseif not done and item.spec then
+    redis.call('ZADD', key_job_groups(), now + GROUP_IDLE_MS, name)
+  end
+  local answer = {}
+  if redis.call('EXISTS', record) == 1 then
+    answer = redis.call('HGETALL', record)
+    for i = 1, #answer, 2 do
+      if answer[i] == 'spec' then answer[i + 1] = '' end
+    end
+    answer[#answer + 1], answer[#answer + 2] = 'unfinished', redis.call('ZCARD', key_members(name))
+  end
+  answers[#answers + 1] = answer
+end
+place_touched()
+return answers

@@ -1,0 +1,57 @@
+-- tend: groups of jobs that are due to be looked at: what other transitions could not do is done.
+--
+-- KEYS    1 base of the shard
+-- ARGV    1 {}, then per group {name}
+-- from    any
+-- to      the same; with all jobs ended, its callback pending; long complete, or without jobs and unsealed for long: gone
+-- answer  names of those of which all shards have to be asked, in a Cluster
+-- repeat  nothing, as the groups are not due any more
+
+-- A sealed group is looked at this often. An earlier version of the service ends jobs without counting them.
+local LOOK_MS = 60 * 1000
+-- When another instance asks the shards of a Cluster, if this one dies.
+local AGAIN_MS = 5 * 1000
+-- Jobs that one call counts: about 10 ms.
+local COUNTED = 1000
+
+-- The state of a job's download if the job has ended, its callback included, or is gone; else nil.
+local function end_of(id)
+  if redis.call('EXISTS', key_job(id)) == 0 then
+    return redis.call('HEXISTS', key_ended(), id) == 1 and 'succeeded' or 'failed'
+  end
+  return redis.call('ZSCORE', key_reap(), id) and (task_fields('download', id, 'state')[1] or 'failed')
+end
+
+local asked = {}
+for item in items() do
+  local name = item.name
+  local record, members = key_job_group(name), key_members(name)
+  local due = tonumber(redis.call('ZSCORE', key_job_groups(), name) or nil)
+  if due and due <= now then
+    -- A group is not complete before its oldest job has ended, so no other one need be examined.
+    for _ = 1, COUNTED do
+      local id = redis.call('ZRANGE', members, 0, 0)[1]
+      local state = id and end_of(id)
+      if not state then break end
+      leave_job_group(name, id, state)
+    end
+    local sealed, completed, last_at = unpack(redis.call('HMGET', record, 'sealed', 'completed', 'last_at'))
+    local unfinished = redis.call('EXISTS', members) == 1
+    if completed and tonumber(completed) + GROUP_KEPT_MS > now then
+      redis.call('ZADD', key_job_groups(), completed + GROUP_KEPT_MS, name)
+    elseif completed or not (sealed or unfinished or (last_at and tonumber(last_at) + GROUP_IDLE_MS > now)) then
+      redis.call('DEL', record, members)
+      redis.call('ZREM', key_job_groups(), name)
+    elseif sealed and in_cluster then
+      redis.call('ZADD', key_job_groups(), now + (unfinished and LOOK_MS or AGAIN_MS), name)
+      asked[#asked + 1] = name
+    elseif sealed then
+      redis.call('ZADD', key_job_groups(), now + LOOK_MS, name)
+      check_job_group(name)
+    else
+      redis.call('ZADD', key_job_groups(), now + GROUP_IDLE_MS, name)
+    end
+  end
+end
+place_touched()
+return asked

@@ -1,0 +1,95 @@
+"""Groups of jobs, and the callback of a complete group."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, with_config
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from downloader.model import MAX_URL_CHARS, JobSpec
+from downloader.wire.base import Cursor, Moment, WireModel, moment, rfc3339
+
+
+@with_config(ConfigDict(strict=True, hide_input_in_errors=True, use_attribute_docstrings=True))
+class GroupRequest(TypedDict, total=False):
+    """The callback of a group of jobs; as the fields of a job."""
+
+    callback_type: str
+    """A configured backend, such as `http`."""
+    callback_dst: Annotated[str, Field(max_length=MAX_URL_CHARS)]
+    """Where the callback goes."""
+    extra: Any
+    """Passed back in the callback; a value that is not a string becomes JSON text."""
+
+
+class Group(WireModel):
+    """A group of jobs."""
+
+    name: str
+    state: Literal["open", "sealed", "complete"]
+    """`open` takes jobs. `sealed` takes none, and some have not ended. `complete`: all have ended."""
+    jobs: int = 0
+    """All jobs that were accepted. Once `complete`, the counts do not change."""
+    succeeded: int = 0
+    """Jobs that have ended, with their callback if any, whose download succeeded."""
+    failed: int = 0
+    cancelled: int = 0
+    unfinished: int = 0
+    """Jobs whose download or callback goes on."""
+    first_at: Moment | None = None
+    """When the first job was accepted."""
+    last_at: Moment | None = None
+    """When the last job that has ended did so."""
+    completed_at: Moment | None = None
+    callback_id: str = ""
+    """The id of its callback: `GET /jobs/<id>` shows it, and `POST /retry/<id>` sends it again if it has
+    failed. Empty without a callback, and until the group is complete."""
+
+
+class GroupPage(WireModel):
+    """Some groups; a service on a Cluster may list one on several pages."""
+
+    groups: Sequence[Group]
+    cursor: Cursor
+
+
+class GroupCallback(BaseModel):
+    """The payload of a group's callback; fields that a newer service adds are ignored."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="ignore", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
+
+    group: str
+    """The group's name."""
+    jobs: int
+    """How many jobs it had; the sum of the next three."""
+    succeeded: int
+    failed: int
+    cancelled: int
+    first_at: str | None
+    """When the first job was accepted (RFC 3339); `null` without jobs."""
+    last_at: str | None
+    """When the last job ended, its callback included; `null` without jobs."""
+    extra: str
+    """The group's `extra`."""
+
+
+def group_callback_body(spec: JobSpec) -> bytes:
+    """The body of the callback of a complete group, in ASCII; the same for every backend."""
+    stored = json.loads(spec.completes)
+    counts, times = (
+        {name: stored.get(name, 0) for name in names}
+        for names in (("jobs", "succeeded", "failed", "cancelled"), ("first_at", "last_at"))
+    )
+    fields = {
+        "group": spec.aggr_id,
+        **counts,
+        **{name: rfc3339(time) if (time := moment(ms)) else None for name, ms in times.items()},
+        "extra": spec.extra,
+    }
+    # Unchecked: `extra` may have a lone surrogate, which pydantic refuses and JSON in ASCII can express.
+    return json.dumps(fields, separators=(",", ":")).encode("ascii")

@@ -1,0 +1,290 @@
+"""Groups of jobs: what is counted, and when a group is complete."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from downloader.model import CallbackOutcome, JobSpec, Kind, Outcome, State, Verdict
+from downloader.store import Accepted, CallbackPlan, Changed, JobStore, Listed, Submission
+from downloader.wire import Group
+from servers.jobs import closed, downloaded, leased, spec_for, submitted, tried_again
+from servers.raw_store import RawStore
+
+OK = Outcome(verdict=Verdict.SUCCEEDED)
+NO = Outcome(verdict=Verdict.FAILED, error="no")
+TAKEN = CallbackOutcome(verdict=Verdict.SUCCEEDED)
+REFUSED = CallbackOutcome(verdict=Verdict.FAILED, error="gone")
+NO_CALLBACK = {"callback_type": "", "callback_dst": ""}
+PLAN = CallbackPlan(group="http job", limit=4)
+
+
+async def with_callback(store: JobStore, name: str = "g", extra: str = "x") -> JobSpec:
+    """A group with a callback."""
+    spec = spec_for(store, name, url="", extra=extra)
+    await store.set_group_callback(spec, CallbackPlan(group="http group", limit=4, token="t"))
+    return spec
+
+
+async def group_of(store: JobStore, name: str = "g") -> Group:
+    group = await store.group(name)
+    assert group is not None
+    return group
+
+
+def counts(group: Group) -> dict[str, int]:
+    names = ("jobs", "succeeded", "failed", "cancelled", "unfinished")
+    return {name: number for name in names if (number := getattr(group, name))}
+
+
+async def ended(store: JobStore, outcome: Outcome = OK) -> None:
+    """The next download ends; its job has no callback."""
+    await store.settle("me", [downloaded(await leased(store), outcome, None, 60)])
+
+
+async def no_callback_is_due(store: JobStore) -> bool:
+    return not (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
+
+
+async def test_a_sealed_group_whose_jobs_have_ended_has_one_callback(store: JobStore) -> None:
+    callback = await with_callback(store)
+    for _ in range(3):
+        await submitted(store, group="g", **NO_CALLBACK)
+    await ended(store)
+    await ended(store, NO)
+    assert counts(await store.seal_group("g")) == {"jobs": 3, "succeeded": 1, "failed": 1, "unfinished": 1}
+    assert (await group_of(store)).state == "sealed"
+    assert await no_callback_is_due(store)
+    await ended(store)
+    group = await group_of(store)
+    assert (group.state, group.callback_id) == ("complete", callback.id)
+    lease = await leased(store, kind=Kind.CALLBACK)
+    assert (lease.id, lease.group, lease.token, lease.spec.extra) == (callback.id, "http group", "t", "x")
+    assert group.first_at is not None
+    assert group.last_at is not None
+    assert json.loads(lease.spec.completes) == {
+        "jobs": 3,
+        "succeeded": 2,
+        "failed": 1,
+        "cancelled": 0,
+        "first_at": round(group.first_at.timestamp() * 1000),
+        "last_at": round(group.last_at.timestamp() * 1000),
+    }
+    await store.settle("me", [closed(lease, TAKEN, 60, 4)])
+    await store.seal_group("g")
+    assert await no_callback_is_due(store)
+    assert (await store.jobs(Listed.FINISHED, "", "", 9, lambda job: job.id == callback.id)).jobs == []
+
+
+async def test_a_group_waits_for_the_callbacks_of_its_jobs(store: JobStore) -> None:
+    await with_callback(store)
+    for end in (TAKEN, REFUSED):
+        await submitted(store, group="g")
+        await store.settle("me", [downloaded(await leased(store), OK, PLAN, 60)])
+        if end is REFUSED:
+            await store.seal_group("g")
+        lease = await leased(store, kind=Kind.CALLBACK)
+        assert (await group_of(store)).state != "complete"
+        assert await no_callback_is_due(store)
+        settlement = closed(lease, end, 60, 4)
+        await store.settle("me", [settlement])
+        await store.settle("me", [settlement])  # a repetition
+    assert (await leased(store, kind=Kind.CALLBACK)).group == "http group"
+    assert counts(await group_of(store)) == {"jobs": 2, "succeeded": 2}
+
+
+async def test_a_group_without_jobs_is_complete_when_sealed(store: JobStore) -> None:
+    await with_callback(store)
+    assert (await group_of(store)).state == "open"
+    assert (await store.seal_group("g")).state == "complete"
+    counted = json.loads((await leased(store, kind=Kind.CALLBACK)).spec.completes)
+    assert (counted["jobs"], counted["first_at"]) == (0, 0)
+
+
+async def test_a_group_needs_no_callback(store: JobStore) -> None:
+    assert await store.group("g") is None
+    await submitted(store, group="g", **NO_CALLBACK)
+    await store.seal_group("g")
+    await ended(store)
+    group = await group_of(store)
+    assert (group.state, group.callback_id) == ("complete", "")
+    assert await no_callback_is_due(store)
+    await with_callback(store)
+    assert (await group_of(store)).callback_id == ""
+    assert await no_callback_is_due(store)
+
+
+async def test_the_callback_may_come_after_the_jobs_and_change(store: JobStore) -> None:
+    await submitted(store, group="g", **NO_CALLBACK)
+    first = await with_callback(store)
+    await store.seal_group("g")
+    await with_callback(store, extra="new")
+    await ended(store)
+    lease = await leased(store, kind=Kind.CALLBACK)
+    assert (lease.id, lease.spec.extra) == (first.id, "new")
+
+
+async def test_a_sealed_group_takes_no_more_jobs(store: JobStore) -> None:
+    spec = spec_for(store, group="g")
+    submission = Submission(spec=spec, idempotency_key="k", value_digest="v")
+    assert await store.submit([submission, submission]) == [(Accepted.NEW, spec.id)] * 2
+    again = replace(submission, spec=spec_for(store, group="g"))
+    assert await store.submit([again]) == [(Accepted.REPEATED, spec.id)]
+    await store.seal_group("g")
+    assert await store.submit([again]) == [(Accepted.REPEATED, spec.id)]
+    late = spec_for(store, group="g")
+    assert await store.submit([Submission(spec=late)]) == [(Accepted.SEALED, late.id)]
+    assert await store.get(late.id) is None
+    assert counts(await group_of(store)) == {"jobs": 1, "unfinished": 1}
+
+
+@pytest.mark.parametrize("plan", [None, PLAN])
+async def test_a_cancelled_job_has_ended(store: JobStore, plan: CallbackPlan | None) -> None:
+    await with_callback(store)
+    specs = [await submitted(store, group="g") for _ in range(2)]
+    lease = await leased(store)
+    await store.seal_group("g")
+    for _ in range(2):  # a repetition
+        assert await store.cancel_all([(spec, plan) for spec in specs], 60) == [Changed.DONE] * 2
+    await store.settle("me", [downloaded(lease, OK, PLAN, 60)])
+    leases = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
+    if plan is not None:
+        assert (await group_of(store)).state == "sealed"
+        await store.settle("me", [closed(lease, TAKEN, 60, 4) for lease in leases])
+        leases = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
+    assert [lease.group for lease in leases] == ["http group"]
+    assert counts(await group_of(store)) == {"jobs": 2, "cancelled": 2}
+
+
+async def test_a_retried_job_counts_as_unfinished_until_the_group_is_complete(store: JobStore) -> None:
+    spec = await submitted(store, group="g", **NO_CALLBACK)
+    await submitted(store, group="g", **NO_CALLBACK)
+    await store.settle("me", [downloaded(await leased(store), NO, None, 60)])
+    await store.seal_group("g")
+    assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
+    assert counts(await group_of(store)) == {"jobs": 2, "unfinished": 2}
+    for _ in range(2):
+        await ended(store, NO)
+    assert counts(await group_of(store)) == {"jobs": 2, "failed": 2}
+    assert (await group_of(store)).state == "complete"
+    assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
+    await ended(store)
+    assert counts(await group_of(store)) == {"jobs": 2, "failed": 2}
+
+
+async def test_a_callback_that_is_sent_again(store: JobStore) -> None:
+    spec = await submitted(store, group="g")
+    await store.settle("me", [downloaded(await leased(store), OK, PLAN, 60)])
+    await store.settle("me", [closed(await leased(store, kind=Kind.CALLBACK), REFUSED, 60, 4)])
+    assert counts(await group_of(store)) == {"jobs": 1, "succeeded": 1}
+    await store.retry(spec.id, download=False, limit=4)
+    await store.seal_group("g")
+    assert counts(await group_of(store)) == {"jobs": 1, "unfinished": 1}
+    await store.settle("me", [closed(await leased(store, kind=Kind.CALLBACK), TAKEN, 60, 4)])
+    assert counts(await group_of(store)) == {"jobs": 1, "succeeded": 1}
+
+
+async def test_the_callback_of_a_group_that_has_failed_is_sent_again(store: JobStore) -> None:
+    spec = await with_callback(store)
+    await store.seal_group("g")
+    lease = await leased(store, kind=Kind.CALLBACK)
+    await store.settle("me", [tried_again(lease, replace(REFUSED, verdict=Verdict.RETRY), 0)])
+    await store.settle("me", [closed(await leased(store, kind=Kind.CALLBACK), REFUSED, 60, 4)])
+    [job] = (await store.jobs(Listed.FAILED_CALLBACKS, "", "", 9)).jobs
+    assert job.id == spec.id
+    await store.retry(spec.id, download=False, limit=4)
+    assert (await leased(store, kind=Kind.CALLBACK)).spec.aggr_id == "g"
+
+
+async def due(raw: RawStore, store: JobStore, name: str = "g") -> None:
+    """Let a group be looked at."""
+    raw.command("ZADD", raw.key("job_groups"), 1, name)
+    batch = await store.reap(9, 60)
+    assert name in batch.groups[0]
+    await store.tend_groups(batch.groups)
+    assert not (await store.reap(9, 60)).groups
+
+
+async def as_an_earlier_version(store: JobStore, end: str) -> None:
+    """The job of the group ends, with a version that does not know groups."""
+    lease = await leased(store)
+    lease = replace(lease, spec=replace(lease.spec, group=""))
+    if end == "cancelled":
+        await store.cancel(lease.spec, None, 60)
+    else:
+        await store.settle("me", [downloaded(lease, OK if end == "succeeded" else NO, None, 60)])
+
+
+@pytest.mark.parametrize("end", ["succeeded", "failed", "cancelled"])
+async def test_what_an_earlier_version_ended_is_counted_later(
+    raw: RawStore, store: JobStore, end: str
+) -> None:
+    await with_callback(store)
+    await submitted(store, group="g", **NO_CALLBACK)
+    await store.seal_group("g")
+    await due(raw, store)
+    await as_an_earlier_version(store, end)
+    assert (await group_of(store)).state == "sealed"
+    await due(raw, store)
+    assert counts(await group_of(store)) == {"jobs": 1, end: 1}
+    assert (await leased(store, kind=Kind.CALLBACK)).group == "http group"
+    await due(raw, store)
+    assert (await group_of(store)).state == "complete"
+
+
+async def test_a_job_whose_record_is_lost_counts_as_failed(raw: RawStore, store: JobStore) -> None:
+    spec = await submitted(store, group="g", **NO_CALLBACK)
+    await store.seal_group("g")
+    raw.command("DEL", raw.key("job", spec.id))
+    await due(raw, store)
+    assert counts(await group_of(store)) == {"jobs": 1, "failed": 1}
+
+
+async def test_a_group_goes_long_after_its_completion(raw: RawStore, store: JobStore) -> None:
+    await store.seal_group("g")
+    await submitted(store, group="g2")
+    raw.command("HSET", raw.key("job_group", "g"), "completed", 1)
+    await due(raw, store)
+    assert await store.group("g") is None
+    await due(raw, store, "g2")
+    assert await store.group("g2") is not None, "it has a job"
+    await store.settle("me", [downloaded(await leased(store), OK, None, 60)])
+    await due(raw, store, "g2")
+    assert await store.group("g2") is not None, "its job has ended just now"
+    raw.command("HSET", raw.key("job_group", "g2"), "last_at", 1)
+    await due(raw, store, "g2")
+    assert await store.group("g2") is None, "nobody has sealed it for 30 days"
+    assert (await store.groups("", 9)).groups == []
+
+
+async def test_groups_are_listed(store: JobStore) -> None:
+    for name in ("b", "a"):
+        await submitted(store, group=name)
+    await with_callback(store, "c")
+    page = await store.groups("", 100)
+    assert ([group.name for group in page.groups], page.cursor) == (["a", "b", "c"], "")
+    for cursor in ("x", "1.0", "0.99999999999999999999"):
+        with pytest.raises(ValueError, match="no such cursor"):
+            await store.groups(cursor, 9)
+
+
+async def test_unfinished_jobs_of_a_group_are_listed(store: JobStore) -> None:
+    specs = [await submitted(store, aggr_id, group="g") for aggr_id in ("a", "b", "a")]
+    await submitted(store, "b")
+    await store.cancel(specs[2], PLAN, 60)
+    page = await store.jobs(Listed.GROUP, "g", "", 2)
+    jobs = [*page.jobs, *(await store.jobs(Listed.GROUP, "g", page.cursor, 2)).jobs]
+    assert {(job.id, job.aggr_id, job.state, job.group) for job in jobs} == {
+        (specs[0].id, "a", State.PENDING, "g"),
+        (specs[1].id, "b", State.PENDING, "g"),
+        (specs[2].id, "a", State.CANCELLED, "g"),
+    }
+
+
+def test_the_field_is_not_stored_without_a_group() -> None:
+    spec: dict[str, Any] = {"id": "x", "aggr_id": "a", "aggr_limit": 1, "url": "http://x/"}
+    assert "group" not in JobSpec(**spec).to_json()
+    assert "completes" not in JobSpec(**spec).to_json()
