@@ -26,6 +26,7 @@ class S3Peer(StoragePeer):
     moto: Moto
     proxy: TcpProxy
     bucket: str
+    conditional: bool = False
     hasty: Mapping[str, Any] = field(default_factory=lambda: {"timeout": 1.0})
     secrets: Sequence[str] = (SECRET,)
 

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from downloader.errors import PluginError
-from downloader.storage import Body, Storage, StorageError, StorageHost, StoredFile
+from downloader.storage import Body, KeyTaken, Storage, StorageError, StorageHost, StoredFile
 from downloader.testing import Fault, StorageContract, StoragePeer
 
 SECRET = "correct-horse"
@@ -46,6 +46,7 @@ class Remote:
 class Sound:
     """A storage that keeps all promises; the flawed ones change one thing."""
 
+    knows_key_exists = True
     given_up_after: ClassVar[Mapping[str, float]] = {}
     """Shorter time limits of the suite, for a flaw that is seen by none but them."""
 
@@ -105,7 +106,8 @@ class Sound:
                     await self.remote.reach()
                 buffer += data[start : start + PART_BYTES]
             self.ask(body)
-            self.publish(part, key)
+            if self.replaces(key, body, data):
+                self.publish(part, key)
         finally:
             self.tidy(part)
         await self.remote.answer()
@@ -113,6 +115,13 @@ class Sound:
     def ask(self, body: Body) -> None:
         if not body.still_ours():
             raise StorageError("the job is another's")
+
+    def replaces(self, key: str, body: Body, data: bytes) -> bool:
+        """No checkpoint is between this and `publish`."""
+        there = self.remote.entries.get(key)
+        if body.key_exists == "fail" and there not in (None, data):
+            raise KeyTaken("another file has the key")
+        return body.key_exists in (None, "replace") or there is None
 
     def publish(self, part: str, key: str) -> None:
         self.remote.entries[key] = bytes(self.remote.entries[part])
@@ -141,6 +150,17 @@ class CutsLargeFiles(Sound):
 class KeepsTheFirst(Sound):
     def publish(self, part: str, key: str) -> None:
         self.remote.entries.setdefault(key, self.remote.entries[part])
+
+
+class LooksTooEarly(Sound):
+    async def upload(self, key: str, part: str, body: Body) -> None:
+        there = key in self.remote.entries
+        await super().upload(key, part, replace(body, key_exists=None if not there else body.key_exists))
+
+
+class IgnoresKeep(Sound):
+    def replaces(self, key: str, body: Body, data: bytes) -> bool:
+        return super().replaces(key, body, data) or body.key_exists == "keep"
 
 
 class WantsToFindWhatItDeletes(Sound):
@@ -394,6 +414,8 @@ FLAWS: list[tuple[str, type[Sound], str]] = [
     ("a_cancel_leaves_the_old_file_or_the_new", IgnoresCancels, "has not come to an end"),
     ("many_are_stored_at_once", SharesOnePart, "were put|KeyError|part"),
     ("rivals_leave_one_complete_file", SharesAPartOfAKey, "none of those|KeyError|part"),
+    ("a_file_that_is_there_stays_if_asked", LooksTooEarly, "not the two of one body"),
+    ("a_file_that_is_there_stays_if_asked", IgnoresKeep, "were put"),
     ("keys_are_taken_as_they_are", UnquotesKeys, "were put"),
     ("local_is_the_stored_file", IsWrongAboutSizes, r"local\(\) says"),
     ("local_is_the_stored_file", FindsOtherFiles, "another file"),

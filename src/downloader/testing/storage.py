@@ -11,7 +11,7 @@ from functools import partial
 import trio
 
 from downloader.net import Url, UrlError
-from downloader.storage import Body, Storage, StorageError, StorageHost
+from downloader.storage import Body, KeyTaken, Storage, StorageError, StorageHost
 from downloader.testing.contract import Contract, Run, check_line, promise, resources
 from downloader.testing.storage_peer import StoragePeer, a_body, delete, fails, holds, only, put, short
 from downloader.testing.tcp_proxy import Fault
@@ -169,6 +169,44 @@ class StorageContract(Contract[StoragePeer]):
             content = await run.peer.read(_KEY)
             assert content in candidates, f"the file is none of those that were put: {short(content)}"
             await only(run, _KEY)
+
+    @promise
+    async def test_a_file_that_is_there_stays_if_asked(self, run: Run[StoragePeer]) -> None:
+        """`keep` and `fail` replace no file, and of rivals one stores; if the storage `knows_key_exists`."""
+        async with run.opened() as storage:
+            if not getattr(storage, "knows_key_exists", False):
+                return
+            for spooled in (False, True):
+                key = f"{_KEY}{spooled}"
+                size = self.large_bytes if spooled else 500
+                data = await self._one_of_rivals(run, storage, key, size)
+                with a_body(size, spooled=spooled, key_exists="keep") as (body, _):
+                    await put(run, storage, key, body)
+                await holds(run, key, data)
+
+    async def _one_of_rivals(self, run: Run[StoragePeer], storage: Storage, key: str, size: int) -> bytes:
+        """Put several bodies with `fail` at once, each twice; returns the one that is stored."""
+        stored: list[bytes] = []
+        at_once = trio.CapacityLimiter(_OTHERS if run.peer.conditional else 1)
+
+        async def one() -> None:
+            large = size == self.large_bytes
+            async with at_once:
+                with a_body(size, spooled=large, key_exists="fail") as (body, data):
+                    for _ in range(2):  # the second time as another attempt of the job
+                        try:
+                            await put(run, storage, key, body)
+                        except KeyTaken as error:
+                            check_line(str(error), run.peer.secrets, "the KeyTaken")
+                        else:
+                            stored.append(data)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(_OTHERS):
+                nursery.start_soon(one)
+        assert len(stored) == 2, f"{len(stored)} puts with fail have succeeded, not the two of one body"  # noqa: PLR2004
+        await holds(run, key, stored[0])
+        return stored[0]
 
     @promise
     async def test_keys_are_taken_as_they_are(self, run: Run[StoragePeer]) -> None:

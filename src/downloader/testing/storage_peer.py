@@ -13,6 +13,7 @@ from pathlib import Path
 
 import trio
 
+from downloader.model import KeyExists
 from downloader.storage import Body, Storage, StorageError
 from downloader.testing.contract import Peer, Run, check_line
 from downloader.testing.tcp_proxy import Fault
@@ -23,6 +24,10 @@ class StoragePeer(Peer):
 
     `section` is `[processor.filestorage]` without `type`.
     """
+
+    conditional: bool = True
+    """Whether the server takes conditional writes in one step. Some imitations of S3 look first, and then
+    write."""
 
     @abstractmethod
     def broken(self, fault: Fault) -> AbstractAsyncContextManager[None]:
@@ -39,7 +44,11 @@ class StoragePeer(Peer):
 
 @contextmanager
 def a_body(
-    size: int, *, spooled: bool = False, still_ours: Callable[[], bool] = lambda: True
+    size: int,
+    *,
+    spooled: bool = False,
+    still_ours: Callable[[], bool] = lambda: True,
+    key_exists: KeyExists | None = None,
 ) -> Iterator[tuple[Body, bytes]]:
     """A file to be stored with the bytes, in memory or in a spool file that is removed at the end."""
     data = os.urandom(size)
@@ -55,6 +64,7 @@ def a_body(
                 data=None if spooled else data,
                 path=path if spooled else None,
                 still_ours=still_ours,
+                key_exists=key_exists,
             ),
             data,
         )
