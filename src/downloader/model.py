@@ -17,7 +17,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from http import HTTPStatus
 from operator import attrgetter
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Any, Literal, Self
 
 from downloader.ids import ID_PREFIX_LENGTH
@@ -521,12 +521,17 @@ def is_reserved(callback_type: str, destination: str) -> bool:
     return callback_type == "kafka" and destination.startswith("_")
 
 
-def callback_limit(group: str, per_destination: int) -> int:
-    """How many callbacks of a healthy group may be in flight in the fleet.
+NO_LIMITS: Mapping[str, int] = MappingProxyType({})
+
+
+def callback_limit(group: str, per_destination: int, own: Mapping[str, int] = NO_LIMITS) -> int:
+    """How many callbacks of a healthy group may be in flight in the fleet; `own`: limits of single groups.
 
     `per_destination` bounds the load on an HTTP host. Brokers accept any number of senders, and their plugins
     need many callbacks in flight to send in batches, so brokers have a higher limit.
     """
+    if group in own:
+        return own[group]
     return max(per_destination, _BROKER_LIMIT) if group.partition(" ")[0] in BROKERS else per_destination
 
 

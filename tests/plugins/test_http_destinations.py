@@ -244,6 +244,11 @@ WRONG = [
     ({"match": "https://a", "headers": {"webhook-id": "b"}}, r"headers: webhook-id cannot be set"),
     ({"match": "https://a", "headers": {"X": "a\nb"}}, r"destinations\.0\.headers\.X: "),
     ({"match": "https://a", "secret": "x"}, r"destinations\.0\.secret: a Standard Webhooks secret"),
+    ({"match": "https://a", "concurrency": 0}, r"destinations\.0\.concurrency: "),
+    (
+        {"match": "https://a/b", "concurrency": 1},
+        r"destinations\.0\.concurrency: needs a match without a path",
+    ),
     ({"match": "https://a", "keyfile": "k"}, r"destinations\.0\.keyfile: needs certfile"),
     ({"match": "https://a", "certfile": "/none"}, r"destinations\.0\.certfile: /none cannot be used"),
     ({"match": "https://a", "batch": 0}, r"destinations\.0\.batch: "),

@@ -480,17 +480,29 @@ async def test_what_no_reaper_was_given_is_not_removed(store: JobStore) -> None:
     assert await store.get(spec.id) is not None
 
 
-@pytest.mark.parametrize(("kind", "limit"), [("http", 4), ("kafka", 4096), ("sqs", 4096)])
-async def test_a_destination_without_a_record_gets_the_limit_of_its_type(
-    raw: RawStore, store: JobStore, kind: str, limit: int
+OWN_LIMITS = {"http http://own.test": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "destination", "limit"),
+    [
+        ("http", "http://c.test/a", 4),
+        ("http", "http://OWN.test:80/a", 2),
+        ("kafka", "there", 4096),
+        ("sqs", "there", 4096),
+    ],
+)
+async def test_a_destination_without_a_record_gets_its_own_limit_or_that_of_its_type(
+    store: JobStore, kind: str, destination: str, limit: int
 ) -> None:
-    spec = await submitted(store, callback_type=kind, callback_dst="there")
-    plan = CallbackPlan.of(spec, success=True, per_destination=4)
+    spec = await submitted(store, callback_type=kind, callback_dst=destination)
+    plan = CallbackPlan.of(spec, success=True, per_destination=4, own_limits=OWN_LIMITS)
     assert plan is not None
+    assert plan.limit == limit
     await store.settle("me", [downloaded(await leased(store), OK, plan, 0)])
     gone = CallbackOutcome(verdict=Verdict.FAILED, error="gone")
     await store.settle("me", [closed(await leased(store, kind=Kind.CALLBACK), gone, 60, 1)])
-    assert await store.retry(spec.id, download=False, limit=4) is Changed.DONE
+    assert await store.retry(spec.id, download=False, limit=4, own_limits=OWN_LIMITS) is Changed.DONE
     [waits] = (await store.backlog(9)).destinations
     assert waits.limit == limit
 

@@ -11,6 +11,7 @@ import pytest
 import structlog
 
 from downloader.config import Settings
+from downloader.fetch import Fetcher
 from downloader.ids import new_id
 from downloader.model import (
     POISON_CRASHES,
@@ -26,6 +27,7 @@ from downloader.model import (
 from downloader.notify import Bulkhead, Delivered, Payload, Result
 from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters
 from downloader.scheduler import LeaseEnd
+from downloader.service.destinations import own_limits
 from downloader.service.work import Callbacks, Downloads, within_age, within_deadline
 from downloader.store import Settlement
 
@@ -298,3 +300,30 @@ async def test_a_shard_has_its_part_of_the_callbacks_to_a_destination(
     settlement = await work.attempt(replace(lease(Kind.CALLBACK), crashes=POISON_CRASHES), lambda: True)
     assert settlement.callback is not None
     assert settlement.callback.limit == of_shard
+
+
+@pytest.mark.parametrize(("redis", "of_shard"), [({}, 32), (CLUSTER, 2)])
+def test_a_destination_has_a_limit_of_its_own(redis: dict[str, Any], of_shard: int) -> None:
+    destinations = [
+        {"match": "https://Hooks.test:443", "concurrency": 32},
+        {"match": "https://other.test", "batch": 2},
+        *({"match": "https://wrong.test", "concurrency": wrong} for wrong in (0, "2", None)),
+    ]
+    tables = {"redis": redis, "backends": {"http": {"destinations": destinations}}}
+    assert own_limits(Settings.model_validate(tables)) == {"http https://hooks.test": of_shard}
+    assert own_limits(Settings.model_validate({"backends": {"http": {"destinations": 1}, "sqs": {}}})) == {}
+
+
+async def test_both_ends_of_a_callback_name_the_limit_of_its_destination() -> None:
+    """Its record is made when the download ends, and gets the limit again when the callback ends."""
+    _, _, job = callback()
+    limits = {"http http://c": 2}
+    done = Outcome(verdict=Verdict.SUCCEEDED)
+    downloading = replace(downloads(), fetcher=cast("Fetcher", Fetched(done)), own_limits=limits)
+    settlement = await downloading.attempt(replace(lease(Kind.DOWNLOAD), spec=job.spec), lambda: True)
+    assert settlement.callback is not None
+    assert (settlement.callback.group, settlement.callback.limit) == ("http http://c", 2)
+    work = replace(callback()[0], own_limits=limits)
+    closed = await work.attempt(replace(job, group="http http://c"), lambda: True)
+    assert closed.callback is not None
+    assert closed.callback.limit == 2

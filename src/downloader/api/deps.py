@@ -34,6 +34,8 @@ class ApiDeps:
     """The policy of callbacks. A POST is refused if the policy refuses its callback without a DNS look-up."""
     callback_limit: int
     """Most callbacks in flight to one destination over the fleet."""
+    own_limits: Mapping[str, int] = field(default_factory=dict)
+    """By group of callbacks, the limits of destinations that have one of their own."""
     keep_s: float
     """How many seconds a job without a callback is kept (`notifier.failed_retention`)."""
     loopback: bool

@@ -14,6 +14,7 @@ from downloader.globs import text_globs
 from downloader.observe import Event, get_logger
 from downloader.plugins import BUCKETS, missing_package
 from downloader.server import tls_context
+from downloader.service.destinations import own_limits
 from downloader.service.instance import RESERVE, Instance
 from downloader.storage import OWN_BUCKETS
 from downloader.store import JobStore, limit_of_shard
@@ -44,6 +45,7 @@ async def serve_api(
         buckets=text_globs([] if missing_package(BUCKETS, OWN_BUCKETS) else settings.processor.s3.buckets),
         egress=settings.egress.policy("callbacks"),
         callback_limit=limit_of_shard(settings.notifier.per_destination, settings.redis),
+        own_limits=own_limits(settings),
         keep_s=settings.notifier.failed_retention,
         loopback=loopback,
         ready=lambda: dict(instance.running),

@@ -20,6 +20,7 @@ from downloader.observe import Counters, Event, get_logger
 from downloader.scheduler import Held, Stop, Wake, Work, run_work
 from downloader.service import predecessor
 from downloader.service.agreement import shared_settings
+from downloader.service.destinations import own_limits
 from downloader.service.instance import RESERVE, Instance
 from downloader.service.work import Callbacks, Downloads, delivery_timeout_s
 from downloader.store import JobStore
@@ -82,6 +83,7 @@ def downloads_worker(instance: Instance, fetcher: Fetcher, disk_has_room: Callab
         counters=counters,
         traces=instance.traces,
         delete=instance.files.delete,
+        own_limits=own_limits(settings),
         disk_has_room=disk_has_room,
     )
     return Worker(
@@ -108,6 +110,7 @@ def callbacks_worker(instance: Instance, backends: Mapping[str, Notifier]) -> Wo
         bulkhead=bulkhead,
         rng=instance.rng,
         download_url=instance.files.url,
+        own_limits=own_limits(settings),
         # Callbacks of downloads that end during the stop are sent before the end of the stop.
         leases_at_stop="processor" in instance.roles,
     )

@@ -75,6 +75,8 @@ class Downloads:
     disk_has_room: Callable[[], bool]
     delete: Callable[[JobSpec], Awaitable[None]]
     """Deletes a job's file."""
+    own_limits: Mapping[str, int] = field(default_factory=dict)
+    """See `callback_limit`."""
     traces: Traces | None = None
     workers: Workers = field(default_factory=Workers)
     log: FilteringBoundLogger = field(default_factory=log.bind)
@@ -105,7 +107,7 @@ class Downloads:
         notifier = self.settings.notifier
         success = outcome.verdict is Verdict.SUCCEEDED
         limit = limit_of_shard(notifier.per_destination, self.settings.redis)
-        plan = CallbackPlan.of(lease.spec, success=success, per_destination=limit)
+        plan = CallbackPlan.of(lease.spec, success=success, per_destination=limit, own_limits=self.own_limits)
         return Settlement.of(lease, outcome, callback=plan, keep_s=notifier.failed_retention)
 
     async def _outcome(self, lease: Lease, still_ours: StillOurs) -> Outcome:
@@ -191,6 +193,8 @@ class Callbacks:
     rng: random.Random
     download_url: Callable[[JobSpec, str], str]
     leases_at_stop: bool
+    own_limits: Mapping[str, int] = field(default_factory=dict)
+    """See `callback_limit`."""
     traces: Traces | None = None
     log: FilteringBoundLogger = field(default_factory=log.bind)
     """As of `Downloads`."""
@@ -219,7 +223,9 @@ class Callbacks:
         return Settlement.of(
             lease,
             delivery,
-            callback=CallbackPlan(group=lease.group, limit=callback_limit(lease.group, limit)),
+            callback=CallbackPlan(
+                group=lease.group, limit=callback_limit(lease.group, limit, self.own_limits)
+            ),
             keep_s=notifier.deletion_interval if success else notifier.failed_retention,
         )
 

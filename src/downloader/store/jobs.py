@@ -17,7 +17,7 @@ import trio
 from downloader.config import HostSettings, RedisSettings
 from downloader.errors import StoreUnavailable
 from downloader.ids import JobIds, shard_of
-from downloader.model import BROKERS, JobSpec, Kind, Lease, callback_limit
+from downloader.model import BROKERS, NO_LIMITS, JobSpec, Kind, Lease, callback_limit
 from downloader.observe import get_logger
 from downloader.store import codec
 from downloader.store.client import MAX_ROWS, StoreClient, Timed, open_client
@@ -371,18 +371,27 @@ class JobStore(GroupStore):
         """Delete the records of jobs from `reap`; jobs of a silent shard are returned by `reap` again."""
         await self._client.run_rows("remove", {}, [{"id": job_id} for job_id in job_ids])
 
-    async def retry(self, job_id: str, *, download: bool, limit: int) -> Changed:
+    async def retry(
+        self, job_id: str, *, download: bool, limit: int, own_limits: Mapping[str, int] = NO_LIMITS
+    ) -> Changed:
         """Send a failed callback again, or (`download`) run a failed download again from the start.
 
-        `limit`: `per_destination` of `callback_limit`, for a callback whose group has no record.
+        `limit`, `own_limits`: as for `callback_limit`, for a callback whose group has no record.
         """
         try:
-            [result] = await self.retry_all([job_id], download=download, limit=limit)
+            [result] = await self.retry_all([job_id], download=download, limit=limit, own_limits=own_limits)
         except ValueError:
             return Changed.UNKNOWN
         return result
 
-    async def retry_all(self, job_ids: Sequence[str], *, download: bool, limit: int) -> Sequence[Changed]:
+    async def retry_all(
+        self,
+        job_ids: Sequence[str],
+        *,
+        download: bool,
+        limit: int,
+        own_limits: Mapping[str, int] = NO_LIMITS,
+    ) -> Sequence[Changed]:
         """Like `retry`, for one or more jobs of the same shard, such as the jobs on a page of `jobs`.
 
         Raises:
@@ -393,7 +402,9 @@ class JobStore(GroupStore):
             "kind": Kind.DOWNLOAD if download else Kind.CALLBACK,
             "request": secrets.token_hex(8),
             "limit": str(limit),
-            "limits": {name: str(callback_limit(name, limit)) for name in BROKERS},
+            "limits": {
+                name: str(callback_limit(name, limit, own_limits)) for name in (*BROKERS, *own_limits)
+            },
         }
         rows = [{"id": job_id} for job_id in job_ids]
         return [

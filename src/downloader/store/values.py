@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import NamedTuple, Self
 
 from downloader.model import (
+    NO_LIMITS,
     CallbackOutcome,
     JobSpec,
     Lease,
@@ -148,16 +149,23 @@ class CallbackPlan:
     """The token that the job came with."""
 
     @classmethod
-    def of(cls, spec: JobSpec, *, success: bool, per_destination: int) -> Self | None:
+    def of(
+        cls,
+        spec: JobSpec,
+        *,
+        success: bool,
+        per_destination: int,
+        own_limits: Mapping[str, int] = NO_LIMITS,
+    ) -> Self | None:
         """The plan for a job after a success or a failure; `None` if the job has no callback.
 
-        `per_destination`: see `callback_limit`.
+        `per_destination`, `own_limits`: see `callback_limit`.
         """
         kind, destination = spec.callback(success=success)
         if not kind:
             return None
         group = callback_group(kind, destination)
-        return cls(group=group, limit=callback_limit(group, per_destination), token=spec.token)
+        return cls(group=group, limit=callback_limit(group, per_destination, own_limits), token=spec.token)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

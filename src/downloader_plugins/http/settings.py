@@ -62,6 +62,9 @@ class DestinationSettings(_Section, frozen=True):
     """Most callbacks in one request. More than 1: the body is a JSON array of payloads."""
     batch_wait: float = Field(default=0.0, ge=0, le=MAX_WAIT_S, allow_inf_nan=False)
     """Seconds for which a batch waits for more callbacks."""
+    concurrency: int | None = Field(default=None, ge=1)
+    """Most callbacks to the origin in flight, over all instances, in place of `notifier.per_destination`;
+    only where `match` has no path."""
 
 
 class HttpSettings(_Section, frozen=True):
@@ -139,9 +142,12 @@ def _target(key: str, destination: DestinationSettings, section: HttpSettings) -
         raise PluginError(f"{key}format: cloudevents has no batches; leave out batch")
     if destination.keyfile and not destination.certfile:
         raise PluginError(f"{key}keyfile: needs certfile")
+    match = _match(key, destination.match)
+    if destination.concurrency and match.target != b"/":
+        raise PluginError(f"{key}concurrency: needs a match without a path, since it is of a whole origin")
     signs = destination.secret or destination.secrets
     return Target(
-        match=_match(key, destination.match),
+        match=match,
         timeout_s=destination.timeout or section.timeout,
         signers=_signers(key if signs else "", destination if signs else section),
         fields=_fields(key, destination.headers),

@@ -210,7 +210,7 @@ async def cancel_jobs(context: Context, aggr_id: str) -> CancelledJobs:
     cancelled = 0
     while True:  # one batch at least
         specs, more = await context.store.unfinished(aggr_id, CANCELLED_AT_ONCE)
-        plans = [callback_of_cancelled(spec, deps.callback_limit) for spec in specs]
+        plans = [callback_of_cancelled(spec, deps) for spec in specs]
         if specs:
             results = await context.store.cancel_all(list(zip(specs, plans, strict=True)), deps.keep_s)
             cancelled += results.count(Changed.DONE)

@@ -150,9 +150,7 @@ async def cancel_jobs(context: Context, group: str) -> CancelledJobs:
     results, cursor = Counter[Changed](), ""
     while True:  # one batch at least
         specs, cursor = await context.store.cancellable(group, cursor, CANCELLED_AT_ONCE)
-        jobs = [
-            (spec, callback_of_cancelled(spec, deps.callback_limit)) for spec in specs if allows(spec.aggr_id)
-        ]
+        jobs = [(spec, callback_of_cancelled(spec, deps)) for spec in specs if allows(spec.aggr_id)]
         if jobs:
             results.update(await context.store.cancel_all(jobs, deps.keep_s))
         if not cursor or trio.current_time() >= ends:

@@ -14,7 +14,7 @@ from quart import request
 
 from downloader.api.audit import audit
 from downloader.api.auth import sees_all, visible_aggregations
-from downloader.api.deps import Context
+from downloader.api.deps import ApiDeps, Context
 from downloader.api.problems import UNKNOWN_JOB, Problem, Refused
 from downloader.api.routing import BAD_QUERY, CURSOR, Parameter, ResponseSpec, bad_query, next_page, route
 from downloader.api.views import job_view
@@ -113,7 +113,7 @@ async def cancel(context: Context, job_id: str) -> Accepted:
     deps, view = context.deps, await visible_job(context.store, job_id)
     result = Changed.UNKNOWN
     if view is not None:
-        plan = callback_of_cancelled(view.spec, deps.callback_limit)
+        plan = callback_of_cancelled(view.spec, deps)
         result = await context.store.cancel(view.spec, plan, deps.keep_s)
     if view is None or result is Changed.UNKNOWN:
         raise Refused(UNKNOWN_JOB)
@@ -179,7 +179,10 @@ async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]
     well_formed = _JOB_ID.fullmatch(job_id) is not None
     if well_formed and (sees_all() or await visible_job(context.store, job_id) is not None):
         result = await context.store.retry(
-            job_id, download=_wants_download(), limit=context.deps.callback_limit
+            job_id,
+            download=_wants_download(),
+            limit=context.deps.callback_limit,
+            own_limits=context.deps.own_limits,
         )
     if result is Changed.UNKNOWN:
         raise Refused(UNKNOWN_JOB)
@@ -216,7 +219,10 @@ async def retry_all(context: Context) -> Retried:
         async for page in pages:
             if ids := [job.id for job in page.jobs]:
                 results = await context.store.retry_all(
-                    ids, download=download, limit=context.deps.callback_limit
+                    ids,
+                    download=download,
+                    limit=context.deps.callback_limit,
+                    own_limits=context.deps.own_limits,
                 )
                 retried = results.count(Changed.DONE)
             if retried:
@@ -231,13 +237,15 @@ def _wants_download() -> bool:
     return request.args.get("download", "") not in ("", "0", "false")
 
 
-def callback_of_cancelled(spec: JobSpec, limit: int) -> CallbackPlan | None:
-    """The callback that reports the cancel of a job; `limit`: `per_destination` of `callback_limit`.
+def callback_of_cancelled(spec: JobSpec, deps: ApiDeps) -> CallbackPlan | None:
+    """The callback that reports the cancel of a job.
 
     Raises:
         Refused: 409, the job is encrypted, and the callback's group depends on the destination.
     """
-    plan = CallbackPlan.of(spec, success=False, per_destination=limit)
+    plan = CallbackPlan.of(
+        spec, success=False, per_destination=deps.callback_limit, own_limits=deps.own_limits
+    )
     if spec.sealed and plan is not None:
         raise Refused(_ENCRYPTED)
     return plan

@@ -56,7 +56,8 @@ local function retry(id)
   if kind == 'callback' then
     redis.call('HSET', task, 'since', now)
     if job.token then redis.call('HSETNX', key_group(kind, group), 'token', job.token) end
-    redis.call('HSETNX', key_group(kind, group), 'limit', call.limits[string.match(group, '^%S*')] or call.limit)
+    local limit = call.limits[group] or call.limits[string.match(group, '^%S*')] or call.limit
+    redis.call('HSETNX', key_group(kind, group), 'limit', limit)
   end
   redis.call('HDEL', task, 'finished', 'error', 'code', 'status', 'attempts', 'crashes', 'swept', 'throttled')
   redis.call('HSET', task, 'retried', call.request)
