@@ -28,7 +28,7 @@ from downloader.observe import Event
 from downloader.observe.counters import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS
 from downloader.observe.metrics import METRICS
 from downloader.service.predecessor import NOTIFIER_NAMES, PROCESSOR_NAMES
-from downloader.store import KEYS, load_scripts
+from downloader.store import KEYS, load_library
 from downloader.testing import StorageContract
 from downloader.wire import DownloadRequest
 from downloader_plugins.filesystem import FilesystemSettings
@@ -280,7 +280,7 @@ def transitions() -> str:
     """All scripts, by what their headers say."""
     rows = [
         (f"`{name}`: {one.summary}", *(one.header[field] for field in ("from", "to", "answer", "repeat")))
-        for name, one in load_scripts().items()
+        for name, one in load_library().scripts.items()
     ]
     return table("transition | from | to | answer | repeated", rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import structlog
 from hypothesis import settings
 
 from downloader.config import RedisSettings
-from downloader.store import JobStore, Script, asyncio_loop, load_scripts, open_store
+from downloader.store import JobStore, Library, asyncio_loop, load_library, open_store
 from servers.aws import Moto
 from servers.aws_front import Front
 from servers.raw_store import RawStore
@@ -132,13 +132,13 @@ def raw(redis_settings: RedisSettings) -> Iterator[RawStore]:
 
 
 @pytest.fixture
-def scripts() -> Mapping[str, Script]:
-    """The transitions of the store; a module with a changed clock has other transitions."""
-    return load_scripts()
+def library() -> Library:
+    """The transitions of the store; a module with a changed clock has another library."""
+    return load_library()
 
 
 @pytest.fixture
-async def store(redis_settings: RedisSettings, scripts: Mapping[str, Script]) -> AsyncIterator[JobStore]:
+async def store(redis_settings: RedisSettings, library: Library) -> AsyncIterator[JobStore]:
     """A fresh store."""
-    async with asyncio_loop(), open_store(redis_settings, scripts=scripts) as opened:
+    async with asyncio_loop(), open_store(redis_settings, library=library) as opened:
         yield opened

@@ -186,7 +186,7 @@ class Chaos:
         if fault.target == STORE:
             async with self.breaking_store:
                 await self._to_store(fault)
-            if fault.kind is not Kind.SCRIPT_FLUSH:
+            if fault.kind is not Kind.FUNCTION_FLUSH:
                 await self._resume()
         else:
             member = self.members[fault.target]
@@ -202,9 +202,9 @@ class Chaos:
         process = self.server.process
         assert process is not None
         match fault.kind:
-            case Kind.SCRIPT_FLUSH:
+            case Kind.FUNCTION_FLUSH:
                 with suppress(OSError):
-                    await trio.to_thread.run_sync(self.server.command, "SCRIPT", "FLUSH")
+                    await trio.to_thread.run_sync(self.server.command, "FUNCTION", "FLUSH")
                 return
             case Kind.STORE_KILL:
                 self._store_is(up=False)

@@ -33,7 +33,7 @@ class Kind(StrEnum):
     """SIGKILL to the store, which starts again with the append-only file."""
     STORE_FREEZE = "store-freeze"
     """SIGSTOP to the store, and later SIGCONT."""
-    SCRIPT_FLUSH = "script-flush"
+    FUNCTION_FLUSH = "function-flush"
     """The store forgets the scripts."""
 
 
@@ -48,7 +48,7 @@ _TO_MEMBER = {
     Kind.RESET: 2,
     Kind.LOSE: 3,
 }
-_TO_STORE = {Kind.STORE_KILL: 3, Kind.STORE_FREEZE: 2, Kind.SCRIPT_FLUSH: 1}
+_TO_STORE = {Kind.STORE_KILL: 3, Kind.STORE_FREEZE: 2, Kind.FUNCTION_FLUSH: 1}
 _WITH_CHILDREN = {**_TO_MEMBER, Kind.KILL_CHILD: 5}
 
 _LASTS_S: Mapping[Kind, tuple[float, float]] = {

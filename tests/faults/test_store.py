@@ -14,7 +14,7 @@ import pytest
 import redis
 import trio
 
-from downloader.store import load_scripts
+from downloader.store import load_library
 from servers.fault_proxy import FaultProxy, open_fault_proxy
 from servers.fleet import (
     BRIEF,
@@ -51,12 +51,12 @@ async def proxy(server: Valkey) -> AsyncIterator[FaultProxy]:
 
 def first_call(*scripts: str) -> Callable[[bytes], bool]:
     """A condition that is true for the first request that runs each of these scripts."""
-    shas = {load_scripts()[name].sha.encode() for name in scripts}
+    functions = {f"{load_library().function(name)}\r\n".encode() for name in scripts}
 
     def lose(request: bytes) -> bool:
-        found = {sha for sha in shas if sha in request}
-        shas.difference_update(found)
-        return bool(found)
+        called = {function for function in functions if function in request}
+        functions.difference_update(called)
+        return bool(called)
 
     return lose
 
@@ -83,7 +83,6 @@ async def test_f4_lost_replies_lease_and_finish_nothing_twice(
             nursery.start_soon(partial(fleet.start, "processor", tables=far))
             nursery.start_soon(fleet.start, "api")
             nursery.start_soon(partial(fleet.start, "notifier", tables=far))
-        # The server must know the scripts; otherwise it answers NOSCRIPT to the first call of each.
         await sink.heard_of(await fleet.post(**job_for(origin.url("/bytes/1"), sink.url())))
         proxy.lose_reply_to = first_call("lease", "finish", "close_callback")
         ids = await fleet.post_all([job_for(origin.url("/bytes/2"), sink.url(), limit=3) for _ in range(6)])
@@ -361,14 +360,14 @@ async def test_f32_a_full_backlog_ends_below_the_memory_of_the_store(
 
 
 @pytest.mark.row("F12")
-async def test_f12_scripts_are_forgotten_by_the_server(
+async def test_f12_functions_are_forgotten_by_the_server(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
     async with open_fleet(folder, server) as fleet:
         await fleet.start("run")
         for _ in range(3):
             await sink.heard_of(await fleet.post(**job_for(origin.url("/bytes/1"), sink.url())))
-            server.command("SCRIPT", "FLUSH")
+            server.command("FUNCTION", "FLUSH")
         await fleet.stop_all()
         assert fleet.all_events("store.unavailable") == []
 

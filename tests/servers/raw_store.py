@@ -9,7 +9,7 @@ from typing import Any
 import redis
 
 from downloader.config import RedisSettings
-from downloader.store import Keys, load_scripts
+from downloader.store import Keys, load_library
 
 
 class RawStore:
@@ -28,7 +28,10 @@ class RawStore:
     def run(self, script: str, call: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = ()) -> Any:
         """Run a transition with the arguments of any version."""
         arguments = [json.dumps(call), *map(json.dumps, rows)]
-        return self.command("EVAL", load_scripts()[script].text, 1, self.keys.base(0), *arguments)
+        library = load_library()
+        if not self.command("FUNCTION", "LIST", "LIBRARYNAME", library.name):
+            self.command("FUNCTION", "LOAD", library.text)
+        return self.command("FCALL", library.function(script), 1, self.keys.base(0), *arguments)
 
     def close(self) -> None:
         self._redis.close()

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from downloader.store import Script, load_scripts
+from downloader.store import Library, load_library
 from servers.raw_store import RawStore
 
-
-def clocked_scripts(*, cluster: bool = False) -> Mapping[str, Script]:
-    """All scripts, with a clock that a test sets; those for a Cluster believe that each message is heard."""
-    return {name: _with_clock(script) for name, script in load_scripts(cluster=cluster).items()}
+TIME = "local time = redis.call('TIME')"
 
 
-def _with_clock(script: Script) -> Script:
-    ours = "local clock = tonumber(redis.call('GET', base .. 'clock'))\n"
+def clocked_library(*, cluster: bool = False) -> Library:
+    """The library with a clock that a test sets; one for a Cluster believes that each message is heard."""
+    ours = "local clock = tonumber(redis.call('GET', keys[1] .. 'clock') or '0')\n"
     ours += "local time = {math.floor(clock / 1000), clock % 1000 * 1000}"
-    assert script.text.count("local time = redis.call('TIME')") == 1
-    text = script.text.replace("local time = redis.call('TIME')", ours)
-    return replace(script, text=text, sha="0" * 40)  # unknown to the server, which is sent the text then
+    library = load_library(cluster=cluster)
+    assert library.body.count(TIME) == 1
+    return replace(library, body=library.body.replace(TIME, ours))
 
 
 @dataclass
 class StoreClock:
-    """The clock of a store that was opened with `clocked_scripts`."""
+    """The clock of a store that was opened with `clocked_library`."""
 
     raw: RawStore
     now_ms: int = 1_000_000

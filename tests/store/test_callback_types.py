@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import pytest
 
 from downloader.model import CallbackOutcome, Kind, Outcome, Verdict
-from downloader.store import CallbackPlan, JobStore, LeaseBatch, Script, Shares
+from downloader.store import CallbackPlan, JobStore, LeaseBatch, Library, Shares
 from servers.jobs import downloaded, handed_back, leased, submitted, tried_again
 from servers.raw_store import RawStore
-from servers.store_clock import StoreClock, clocked_scripts
+from servers.store_clock import StoreClock, clocked_library
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
 RETRY = CallbackOutcome(verdict=Verdict.RETRY, error="e")
@@ -18,8 +18,8 @@ BOTH = ("http", "kafka")
 
 
 @pytest.fixture
-def scripts(clock: StoreClock) -> Mapping[str, Script]:  # which they read
-    return clocked_scripts(cluster=True)
+def library(clock: StoreClock) -> Library:  # which they read
+    return clocked_library(cluster=True)
 
 
 @pytest.fixture

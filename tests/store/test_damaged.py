@@ -18,7 +18,7 @@ from downloader.store import (
 )
 from servers.jobs import submitted
 from servers.raw_store import RawStore
-from servers.store_clock import StoreClock, clocked_scripts
+from servers.store_clock import StoreClock, clocked_library
 
 LEASE_S, KEEP_S = 30, 60
 PLAN = CallbackPlan(group="http http://127.0.0.1:2", limit=99)
@@ -96,7 +96,7 @@ def clock(raw: RawStore) -> StoreClock:
 @pytest.fixture
 async def store(redis_settings: RedisSettings, clock: StoreClock) -> AsyncIterator[JobStore]:
     hosts = {"*": HostSettings(limit=9, rate=1000)}
-    async with asyncio_loop(), open_store(redis_settings, hosts=hosts, scripts=clocked_scripts()) as opened:
+    async with asyncio_loop(), open_store(redis_settings, hosts=hosts, library=clocked_library()) as opened:
         yield opened
 
 

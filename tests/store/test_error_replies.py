@@ -41,8 +41,8 @@ def test_temporary_errors_are_unavailability(reply: str) -> None:
     [
         "WRONGPASS invalid username-password pair",
         "NOAUTH Authentication required.",
-        "NOPERM No permissions to run the 'evalsha' command",
-        "ERR unknown command 'EVALSHA'",
+        "NOPERM No permissions to run the 'fcall' command",
+        "ERR unknown command 'FCALL'",
     ],
 )
 def test_permanent_errors_are_refusals(reply: str) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
 from downloader.config import HostSettings, RedisSettings
 from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
-from downloader.store import JobStore, Script, Settled, Submission, asyncio_loop, open_store
+from downloader.store import JobStore, Library, Settled, Submission, asyncio_loop, open_store
 from servers.jobs import downloaded, handed_back, spec_for, tried_again
 from servers.raw_store import RawStore
-from servers.store_clock import StoreClock, clocked_scripts
+from servers.store_clock import StoreClock, clocked_library
 
 DONE = Outcome(verdict=Verdict.SUCCEEDED)
 LIMITS = {
@@ -27,14 +27,14 @@ LIMITS = {
 
 
 @pytest.fixture
-async def hosts(redis_settings: RedisSettings, scripts: Mapping[str, Script]) -> AsyncIterator[JobStore]:
-    async with asyncio_loop(), open_store(redis_settings, hosts=LIMITS, scripts=scripts) as opened:
+async def hosts(redis_settings: RedisSettings, library: Library) -> AsyncIterator[JobStore]:
+    async with asyncio_loop(), open_store(redis_settings, hosts=LIMITS, library=library) as opened:
         yield opened
 
 
 @pytest.fixture
-def scripts(clock: StoreClock) -> Mapping[str, Script]:  # which they read
-    return clocked_scripts()
+def library(clock: StoreClock) -> Library:  # which they read
+    return clocked_library()
 
 
 @pytest.fixture
@@ -420,14 +420,14 @@ async def test_without_limits_jobs_have_no_host(store: JobStore) -> None:
 
 
 async def test_an_instance_without_host_limits_leases_jobs_that_wait(
-    hosts: JobStore, redis_settings: RedisSettings, scripts: Mapping[str, Script], clock: StoreClock
+    hosts: JobStore, redis_settings: RedisSettings, library: Library, clock: StoreClock
 ) -> None:
     """No job is stuck if the limits are taken out of the configuration."""
     await submit(hosts, "a", "slow.test", 3)
     assert len(await take(hosts)) == 1
     assert await take(hosts) == []
     clock.move(31)
-    async with open_store(redis_settings, hosts={}, scripts=scripts) as without:
+    async with open_store(redis_settings, hosts={}, library=library) as without:
         found = await take(without)
         assert len(found) == 2
         await end(without, found)

@@ -37,7 +37,7 @@ from downloader.store.codec import fields
 from downloader.wire import AggregationChanges, moment
 from servers.jobs import handed_back, spec_for
 from servers.raw_store import RawStore
-from servers.store_clock import StoreClock, clocked_scripts
+from servers.store_clock import StoreClock, clocked_library
 from servers.store_model import (
     DELAY_MS,
     HOLD_MS,
@@ -453,7 +453,7 @@ class Model(Expected):
 async def play(server: Valkey, script: list[tuple[Any, ...]], prefix: str, done: Counter[str]) -> None:
     redis = RedisSettings(url=server.url, key_prefix=prefix, timeout=60)  # for a busy machine
     raw = RawStore(redis)
-    async with asyncio_loop(), open_client(redis, scripts=clocked_scripts()) as client:
+    async with asyncio_loop(), open_client(redis, library=clocked_library()) as client:
         model = Model(server=server, client=client, raw=raw, done=done)
         for name, *arguments in script:
             await getattr(model, name)(*arguments)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pytest
 
 from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
-from downloader.store import Changed, JobStore, Script, Settled, Submission
+from downloader.store import Changed, JobStore, Library, Settled, Submission
 from downloader.wire import moment
 from servers.jobs import downloaded, handed_back, spec_for, tried_again
 from servers.raw_store import RawStore
-from servers.store_clock import StoreClock, clocked_scripts
+from servers.store_clock import StoreClock, clocked_library
 
 THROTTLED = Outcome(
     verdict=Verdict.THROTTLED,
@@ -27,8 +27,8 @@ DONE = Outcome(verdict=Verdict.SUCCEEDED)
 
 
 @pytest.fixture
-def scripts(clock: StoreClock) -> Mapping[str, Script]:  # which they read
-    return clocked_scripts()
+def library(clock: StoreClock) -> Library:  # which they read
+    return clocked_library()
 
 
 @pytest.fixture

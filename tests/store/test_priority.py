@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
-from downloader.store import CallbackPlan, Changed, JobStore, Script, Submission
+from downloader.store import CallbackPlan, Changed, JobStore, Library, Submission
 from servers.jobs import downloaded, handed_back, spec_for, tried_again
 from servers.raw_store import RawStore
-from servers.store_clock import StoreClock, clocked_scripts
+from servers.store_clock import StoreClock, clocked_library
 
 RETRY = Outcome(verdict=Verdict.RETRY, error="e", error_code=ErrorCode.TIMEOUT)
 FAILED = Outcome(verdict=Verdict.FAILED, error="e", error_code=ErrorCode.TIMEOUT)
@@ -18,8 +16,8 @@ PLAN = CallbackPlan(group="http c", limit=4)
 
 
 @pytest.fixture
-def scripts(clock: StoreClock) -> Mapping[str, Script]:  # which they read
-    return clocked_scripts()
+def library(clock: StoreClock) -> Library:  # which they read
+    return clocked_library()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from downloader.store.jobs import JobStore, open_store
 from downloader.store.keys import CLUSTER_SHARDS, KEYS, Keys
 from downloader.store.reader import StoreReader
 from downloader.store.repeats import LOOK_S, LeaseRequests
-from downloader.store.scripts import Script, load_scripts
+from downloader.store.scripts import Library, load_library
 from downloader.store.sealing import open_sealer
 from downloader.store.servers import asyncio_loop
 from downloader.store.values import (
@@ -50,11 +50,11 @@ __all__ = [
     "Keys",
     "LeaseBatch",
     "LeaseRequests",
+    "Library",
     "Listed",
     "Load",
     "ReapBatch",
     "Reapable",
-    "Script",
     "Settled",
     "Settlement",
     "Shares",
@@ -68,7 +68,7 @@ __all__ = [
     "asyncio_loop",
     "embedded_valkey",
     "limit_of_shard",
-    "load_scripts",
+    "load_library",
     "open_client",
     "open_sealer",
     "open_store",

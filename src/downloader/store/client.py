@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -19,12 +20,13 @@ from downloader.groupcommit import CommitAbandoned, GroupCommit
 from downloader.ids import shard_of
 from downloader.observe import Event, get_logger
 from downloader.store.keys import CLUSTER_SHARDS, LAYOUT_VERSION, Keys
-from downloader.store.scripts import Script, load_scripts
+from downloader.store.scripts import Library, load_library
 from downloader.store.servers import (
     SYNCED_TTL_MS,
     NoAnswer,
     ScriptCall,
     Servers,
+    prepare,
     run_script,
     run_script_durably,
     run_scripts,
@@ -36,9 +38,6 @@ log = get_logger()
 
 T = TypeVar("T")
 A = TypeVar("A")
-
-DURABLE = ("submit", "cancel", "adjust", "retry", "group")
-"""Scripts with writes that must be durable before the client gets a response."""
 
 JOINED = ("submit", "lease", "finish", "close_callback", "retry_later", "release")
 """Scripts of which each job needs some. Calls that begin at the same time travel in one round trip, and those
@@ -95,12 +94,12 @@ class StoreClient:
         *,
         keys: Keys,
         settings: RedisSettings,
-        scripts: Mapping[str, Script],
+        library: Library,
         timed: Timed,
     ) -> None:
         self.keys = keys
         self._servers = servers
-        self._scripts = scripts
+        self._library = library
         self._timed = timed
         self._timeout_s = settings.timeout
         self._no_reply = f"the store does not answer: no reply within {settings.timeout:g} s"
@@ -133,7 +132,7 @@ class StoreClient:
             StoreRefused: the store refuses the call, and will refuse a repetition.
         """
         arguments = [_encode(call), *map(_encode, items)]
-        script_call = ScriptCall(self._scripts[name], shard, self.keys.base(shard), arguments)
+        script_call = ScriptCall(self._library, name, shard, self.keys.base(shard), arguments)
         begun_at = trio.current_time()
         try:
             if durable and self._durable:
@@ -187,10 +186,12 @@ class StoreClient:
         return not self._durable and rows <= FEW_ROWS
 
     async def prepare_durable(self, shard: int) -> None:
-        """Load the scripts and set the key that durable calls need. Raises as `run` does."""
+        """Set the key that durable calls need. Raises as `run` does."""
         await self.command("SET", self.keys.key(shard, "synced"), 1, "PX", SYNCED_TTL_MS, shard=shard)
-        for name in DURABLE:
-            await self.command("SCRIPT", "LOAD", self._scripts[name].text, shard=shard)
+
+    async def prepare(self, shard: int) -> None:
+        """Load the transitions into the server of a shard, see `servers.prepare`. Raises as `run` does."""
+        await self._call_shard(shard, lambda server: prepare(server, self._library))
 
     async def command(self, *words: str | int, shard: int = 0) -> Any:
         """Run a plain command on the keys of `shard`. Raises as `run` does."""
@@ -328,7 +329,7 @@ async def open_client(
     settings: RedisSettings,
     timed: Timed = lambda _name, _seconds: None,
     *,
-    scripts: Mapping[str, Script] | None = None,
+    library: Library | None = None,
 ) -> AsyncIterator[StoreClient]:
     """Connect, and check the server and the layout; closes the client when the context ends.
 
@@ -341,11 +342,12 @@ async def open_client(
     """
     servers = servers_for(settings)
     keys = Keys(prefix=settings.key_prefix, shards=shard_count(settings))
-    scripts = scripts or load_scripts(cluster=settings.cluster)
-    client = StoreClient(servers, keys=keys, settings=settings, scripts=scripts, timed=timed)
+    library = library or load_library(cluster=settings.cluster)
+    client = StoreClient(servers, keys=keys, settings=settings, library=library, timed=timed)
     try:
         try:
             await check_layout(client)
+            await _check_functions(client)
             await _check_durability(client, settings)
             await _check_channels(client)
             await _check_eviction(client)
@@ -372,7 +374,7 @@ def where(settings: RedisSettings) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).removeprefix("the store does not answer: ").removeprefix("the store cannot answer: ")
+    return re.sub("^the store (does not answer|cannot answer|refuses us|refuses a call): ", "", str(error))
 
 
 async def check_layout(client: StoreClient) -> bool:
@@ -400,6 +402,24 @@ async def check_layout(client: StoreClient) -> bool:
             f" {client.keys.shards}; is redis.cluster the same everywhere?"
         )
     return fresh
+
+
+async def _check_functions(client: StoreClient) -> None:
+    """Load the transitions into all servers that answer, and check that they can be called.
+
+    Raises:
+        StoreRefused: the server has no functions, or the user may not use them.
+    """
+    try:
+        await client.prepare(0)
+        await client.run("get", 0, {"id": ""})
+    except StoreRefused as error:
+        reason = _reason(error)
+        raise StoreRefused(
+            f"functions cannot be used: {reason}; the server must be Redis 7.2 or newer, or Valkey, and its"
+            " user needs +fcall and +function"
+        ) from error
+    await client.ask(range(1, client.keys.shards), client.prepare, some=True)
 
 
 async def _check_channels(client: StoreClient) -> None:
@@ -443,5 +463,4 @@ async def _check_durability(client: StoreClient, settings: RedisSettings) -> Non
         try:
             await client.command("WAITAOF", 1, 0, 1)
         except StoreRefused as error:
-            reason = _reason(error).removeprefix("the store refuses a call: ")
-            raise StoreRefused(f"redis.durability is 'aof', but: {reason}") from error
+            raise StoreRefused(f"redis.durability is 'aof', but: {_reason(error)}") from error

@@ -25,7 +25,7 @@ from downloader.store.codec import ms
 from downloader.store.groups import GroupStore
 from downloader.store.memory import MemoryMark
 from downloader.store.repeats import COUNTED_S, LeaseRequests, Uncounted
-from downloader.store.scripts import Script
+from downloader.store.scripts import Library
 from downloader.store.sealing import Sealer, open_sealer
 from downloader.store.values import (
     ALL_SHARES,
@@ -55,7 +55,7 @@ async def open_store(
     timed: Timed = lambda _name, _seconds: None,
     *,
     hosts: Mapping[str, HostSettings] | None = None,
-    scripts: Mapping[str, Script] | None = None,
+    library: Library | None = None,
 ) -> AsyncIterator[JobStore]:
     """Open a `JobStore` on Redis or Valkey, inside a `trio_asyncio` loop.
 
@@ -66,7 +66,7 @@ async def open_store(
         ConfigError, StoreUnavailable, StoreRefused: one clear line each, see `open_client`.
     """
     sealer = open_sealer(settings.encryption_keys)
-    async with open_client(settings, timed, scripts=scripts) as client:
+    async with open_client(settings, timed, library=library) as client:
         yield JobStore(client, sealer, hosts)
 
 

@@ -440,15 +440,10 @@ class Keys:
         return int.from_bytes(digest, "big") % self.shards
 
 
-def lua_key_functions(body: str) -> str:
-    """Lua source: `key_<name>(parameters)` for each key that the body uses, over the local `base`.
-
-    Only those, because a script has at most 200 local variables.
-    """
+def lua_key_functions() -> str:
+    """Lua source: `key_<name>(parameters)` for each key, over the local `base`."""
     lines = []
     for key in KEYS:
-        if f"key_{key.name}(" not in body:
-            continue
         parts = " .. ':' .. ".join(key.parts(f"'{key.name}'", key.parameters))
         lines.append(f"local function key_{key.name}({', '.join(key.parameters)}) return base .. {parts} end")
     return "\n".join(lines) + "\n"

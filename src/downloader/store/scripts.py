@@ -1,4 +1,4 @@
-"""The Lua scripts of the transitions, with header comments."""
+"""The library of Lua functions, one for each transition, with header comments."""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 
-from downloader.store.keys import lua_key_functions
+from downloader.store.keys import LAYOUT_VERSION, lua_key_functions
+
+FAMILY = "downloader_"
+"""How the names of all versions' libraries begin."""
 
 _LUA = resources.files("downloader.store").joinpath("lua")
 _SHARED = ("_lib.lua", "_hosts.lua", "_ended.lua", "_wake.lua")
-"""Files in front of each transition; each may use what the files before it define. `_ended.lua` is only
-before transitions that use it, because a script has at most 200 local variables."""
+"""Files in front of the transitions; each may use what the files before it define. Together they may have 200
+local variables at the level of the file."""
+
+_READS = ("aggregations", "backlog", "busiest", "get", "list", "tally", "unfinished")
+"""Transitions that write nothing."""
+
+_GROWS = ("submit",)
+"""Transitions that a server with full memory refuses. All others let jobs end, which makes room."""
 
 _HEADER_FIELDS = ("KEYS", "ARGV", "from", "to", "answer", "repeat")
 
@@ -22,48 +32,78 @@ _HEADER_FIELDS = ("KEYS", "ARGV", "from", "to", "answer", "repeat")
 class Script:
     """A transition."""
 
-    name: str
     summary: str
     header: Mapping[str, str]
     """The fields of the header comment: `KEYS`, `ARGV`, `from`, `to`, `answer`, `repeat`."""
-    text: str
-    """The shared library, followed by the transition; sent to the server."""
-    sha: str
-    """SHA-1 of the text, for EVALSHA."""
 
 
-def load_scripts(*, cluster: bool = False) -> Mapping[str, Script]:
-    """All transitions by name, read from the package's `lua` folder, for a Cluster or for one server.
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """All transitions, as functions that a server keeps under names with a digest of their code.
+
+    Versions with different code have different functions, so they can share a server.
+    """
+
+    body: str
+    """The Lua code behind the first lines, which give the library's name."""
+    scripts: Mapping[str, Script]
+
+    @cached_property
+    def name(self) -> str:
+        """The library's name in the server."""
+        digest = hashlib.sha1(self.body.encode(), usedforsecurity=False).hexdigest()
+        return f"{FAMILY}{LAYOUT_VERSION}_{digest[:12]}"
+
+    @property
+    def text(self) -> str:
+        """The argument of FUNCTION LOAD."""
+        return f"#!lua name={self.name}\nlocal library = '{self.name}'\n{self.body}"
+
+    def function(self, transition: str) -> str:
+        """The name of a transition's function in the server.
+
+        Raises:
+            KeyError: no such transition.
+        """
+        return self._functions[transition]
+
+    @cached_property
+    def _functions(self) -> Mapping[str, str]:
+        return {name: f"{self.name}_{name}" for name in self.scripts}
+
+
+def load_library(*, cluster: bool = False) -> Library:
+    """The library from the package's `lua` folder, for a Cluster or for one server.
 
     Raises:
         ValueError: the header of a file is malformed.
     """
-    parts = {name: _LUA.joinpath(name).read_text("utf-8") for name in _SHARED}
-    constants = f"local base, in_cluster = KEYS[1], {str(cluster).lower()}\n"
-    scripts = {}
-    for entry in sorted(_LUA.iterdir(), key=lambda entry: entry.name):
-        name, _, ending = entry.name.partition(".")
-        if ending != "lua" or name.startswith("_"):
-            continue
-        source = entry.read_text("utf-8")
-        ends_jobs = re.search(
-            r"\b(conclude|end_job|REAPING|GROUP_KEPT_MS|(check|complete|leave)_job_group)\b", source
-        )
-        library = "".join(text for part, text in parts.items() if part != "_ended.lua" or ends_jobs)
-        body = f"{library}\n{source}"
-        text = constants + lua_key_functions(body) + body
-        summary, header = _parse_header(name, source)
-        scripts[name] = Script(
-            name=name,
-            summary=summary,
-            header=header,
-            text=text,
-            sha=hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(),
-        )
-    return scripts
+    sources = {
+        entry.name.removesuffix(".lua"): entry.read_text("utf-8")
+        for entry in sorted(_LUA.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".lua") and not entry.name.startswith("_")
+    }
+    shared = "\n".join(_LUA.joinpath(name).read_text("utf-8") for name in _SHARED)
+    head = f"local base, in_cluster = nil, {str(cluster).lower()}\n{lua_key_functions()}"
+    body = head + shared + "\n".join(_registered(name, source) for name, source in sources.items())
+    return Library(body=body, scripts={name: _script(name, source) for name, source in sources.items()})
 
 
-def _parse_header(name: str, source: str) -> tuple[str, Mapping[str, str]]:
+def _registered(name: str, source: str) -> str:
+    """Lua code that makes a function of a transition's file; its local variables are those of one call."""
+    flag = "'no-writes'" if name in _READS else "" if name in _GROWS else "'allow-oom'"
+    return f"""
+do
+local function transition(keys, argv)
+begin(keys, argv)
+{source}
+end
+redis.register_function{{function_name = library .. '_{name}', callback = transition, flags = {{{flag}}}}}
+end
+"""
+
+
+def _script(name: str, source: str) -> Script:
     lines = []
     for line in source.splitlines():
         if not line.startswith("--"):
@@ -86,4 +126,4 @@ def _parse_header(name: str, source: str) -> tuple[str, Mapping[str, str]]:
     missing = [f for f in _HEADER_FIELDS if f not in header]
     if missing:
         raise ValueError(f"{name}.lua: the header lacks {', '.join(missing)}")
-    return summary, header
+    return Script(summary=summary, header=header)

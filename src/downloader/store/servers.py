@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from trio_asyncio import aio_as_trio
 
 from downloader.config import RedisSettings
 from downloader.errors import ConfigError, StoreError, StoreRefused, StoreUnavailable
-from downloader.store.scripts import Script
+from downloader.store.scripts import FAMILY, Library
 
 T = TypeVar("T")
 
@@ -42,6 +42,9 @@ RETRY_BASE_S, RETRY_CAP_S = 0.02, 0.5
 
 SYNCED_TTL_MS = 24 * 3600 * 1000
 """Time to live of the key `synced`, which each durable call writes."""
+
+LOADS = 3
+"""How often a call loads the library: an instance of another version may delete it again meanwhile."""
 
 MOVES = 3
 """How often a call follows a shard to another node."""
@@ -252,67 +255,76 @@ async def _next_message(pubsub: Any, timeout_s: float) -> tuple[str, str | None]
 
 @dataclass(frozen=True, slots=True)
 class ScriptCall:
-    """A call of a script on the keys of a shard."""
+    """A call of a transition on the keys of a shard."""
 
-    script: Script
+    library: Library
+    name: str
     shard: int
     base: str
     """The first part of the shard's keys."""
     arguments: Sequence[str]
 
-    def by_digest(self) -> tuple[str | int, ...]:
-        """The command for a server that has the script."""
-        return "EVALSHA", self.script.sha, 1, self.base, *self.arguments
+    def command(self) -> tuple[str | int, ...]:
+        """The command; the server must have the library."""
+        return "FCALL", self.library.function(self.name), 1, self.base, *self.arguments
 
-    def by_text(self) -> tuple[str | int, ...]:
-        """The command for any server."""
-        return "EVAL", self.script.text, 1, self.base, *self.arguments
+
+async def prepare(server: Any, library: Library) -> None:
+    """Load the library into a server if it is missing there, and delete those of other versions then.
+
+    An asyncio call. A version that still runs loads its library again at its next call, and deletes none
+    then, so a deletion costs that version one more round trip. A server has the libraries of the versions
+    that run, and those of the last version before, at the most.
+    """
+    rows = await server.execute_command("FUNCTION", "LIST", "LIBRARYNAME", f"{FAMILY}*")
+    names = {dict(zip(row[::2], row[1::2], strict=True))["library_name"] for row in rows}
+    if library.name in names:
+        return
+    await _load(server, library)
+    for name in names:
+        with _ignored("Library not found"):  # another instance was faster
+            await server.execute_command("FUNCTION", "DELETE", name)
 
 
 async def run_script(server: Any, call: ScriptCall) -> Any:
-    """Run a script on a server; an asyncio call."""
-    try:
-        return await server.execute_command(*call.by_digest())
-    except exceptions.NoScriptError:
-        return await server.execute_command(*call.by_text())
+    """Run a transition on a server; an asyncio call."""
+    return await _with_library(server, call.library, lambda: server.execute_command(*call.command()))
 
 
 async def run_scripts(server: Any, calls: Sequence[ScriptCall]) -> list[Any]:
-    """Run scripts one after the other in one round trip; returns an answer or a `StoreError` for each.
+    """Run transitions one after the other in one round trip; returns an answer or a `StoreError` for each.
 
-    An asyncio call. If the server lacks a script, the scripts behind it are repeated, because they may depend
-    on what it writes.
+    An asyncio call. If the server lacks the library, all calls from the first that met this are repeated,
+    because they may depend on what it writes.
     """
     answers: list[Any] = []
-    missing: set[str] = set()
-    while len(answers) < len(calls):
+
+    async def run_rest() -> None:
         pipeline = server.pipeline(transaction=False)
         for call in calls[len(answers) :]:
-            pipeline.execute_command(*(call.by_text() if call.script.sha in missing else call.by_digest()))
+            pipeline.execute_command(*call.command())
         for reply in await pipeline.execute(raise_on_error=False):
-            if isinstance(reply, exceptions.NoScriptError):
-                missing.add(calls[len(answers)].script.sha)
-                break
-            if isinstance(reply, exceptions.MovedError | exceptions.ReadOnlyError):
+            if isinstance(reply, exceptions.MovedError | exceptions.ReadOnlyError) or _lacks_library(reply):
                 raise reply
             answers.append(as_store_error(reply) if isinstance(reply, Exception) else reply)
+
+    await _with_library(server, calls[0].library, run_rest)
     return answers
 
 
 async def run_script_durably(server: Any, call: ScriptCall, *, settings: RedisSettings) -> Any:
-    """Run a script and wait until the writes are as durable as configured; an asyncio call.
+    """Run a transition and wait until the writes are as durable as configured; an asyncio call.
 
-    A repeated script writes nothing, and the writes of the first call may not be durable yet. WAIT and
+    A repeated transition writes nothing, and the writes of the first call may not be durable yet. WAIT and
     WAITAOF only cover writes of the same connection. So each call makes a write of its own, after all earlier
     writes: it sets the time to live of `synced`. A server with full memory accepts this command.
     """
     synced = f"{call.base}synced"
     durable = _durable_command(settings)
     touch = ("PEXPIRE", synced, SYNCED_TTL_MS)
-    try:
-        answer, key_exists, reached = await _pipeline(server, call.by_digest(), touch, durable)
-    except exceptions.NoScriptError:
-        answer, key_exists, reached = await _pipeline(server, call.by_text(), touch, durable)
+    answer, key_exists, reached = await _with_library(
+        server, call.library, lambda: _pipeline(server, call.command(), touch, durable)
+    )
     if not key_exists:
         _, reached = await _pipeline(server, ("SET", synced, 1, "PX", SYNCED_TTL_MS), durable)
     if settings.durability == "aof":
@@ -321,6 +333,37 @@ async def run_script_durably(server: Any, call: ScriptCall, *, settings: RedisSe
     elif reached < settings.replicas:
         raise exceptions.TimeoutError(f"on {reached} of {settings.replicas} replicas")
     return answer
+
+
+async def _with_library(server: Any, library: Library, run: Callable[[], Awaitable[T]]) -> T:
+    """Make a call; if the server lacks the library, load it and make the call again."""
+    for _ in range(LOADS):
+        try:
+            return await run()
+        except exceptions.ResponseError as error:
+            if not _lacks_library(error):
+                raise
+        await _load(server, library)
+    return await run()
+
+
+def _lacks_library(reply: Any) -> bool:
+    return isinstance(reply, exceptions.ResponseError) and "Function not found" in str(reply)
+
+
+async def _load(server: Any, library: Library) -> None:
+    with _ignored("already exists"):  # another call was faster
+        await server.execute_command("FUNCTION", "LOAD", library.text)
+
+
+@contextmanager
+def _ignored(part: str) -> Iterator[None]:
+    """Ignore an error reply that has this text in it."""
+    try:
+        yield
+    except exceptions.ResponseError as error:
+        if part not in str(error):
+            raise
 
 
 def _durable_command(settings: RedisSettings) -> tuple[str | int, ...]:

@@ -1,4 +1,4 @@
--- What becomes of a job when its download or callback has ended; loaded behind `_lib.lua`.
+-- What becomes of a job when its download or callback has ended; loaded behind `_hosts.lua`.
 
 -- The last line of the record of a job that was given to a reaper.
 local REAPING = '\nR'
@@ -64,6 +64,7 @@ local function conclude(id, item, keep_ms)
   redis.call('HSETNX', key_group('callback', callback), 'limit', item.limit)
   if item.token then redis.call('HSETNX', key_group('callback', callback), 'token', item.token) end
   if item.state ~= 'succeeded' then
+    task_fields('callback', id, 'state')
     redis.call('HSET', key_task('callback', id), 'state', 'pending', 'due', now, 'group', callback)
   end
   redis.call('ZADD', key_queue('callback', callback), now, id)

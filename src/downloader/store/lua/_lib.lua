@@ -1,5 +1,5 @@
--- Shared by all transitions; loaded in front of each, behind `base` and the key functions. `_hosts.lua`, `_ended.lua` and
--- `_wake.lua` follow.
+-- Shared by all transitions, behind `base` and the key functions. `_hosts.lua`, `_ended.lua` and `_wake.lua` follow, and
+-- behind them the transitions, each as a function that calls `begin` first.
 --
 -- Time is the server's, in ms, the same for the whole script. Numbers from Redis are strings: `tonumber`
 -- before every comparison. Expected refusals are values, never errors.
@@ -8,17 +8,49 @@
 -- (names that end in `_ms`) and counts are numbers. Values that are stored or compared are strings, because cjson
 -- reads every number as a double. Answers are lists of names and values, like the reply to HGETALL.
 
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+-- What a call is about. The server keeps the variables of a library from one call to the next, so all that belong to a
+-- call are declared here, and `begin` sets each of them. In these files other variables are constants or functions.
+local arguments, call, now
 
-local call = cjson.decode(ARGV[1])
+-- By kind and type of callback: a group that can run now and could not before, and the earliest new timer. `first`: the
+-- kinds of which a group is the first, or a timer the earliest. `place_touched` tells an instance.
+local joined, earlier, first
+
+-- Groups with a change of queue, slots or limit in this call, in the order of the first change. A batch often changes
+-- a group many times, but `place` is called once per group.
+local touched, touched_order
+
+-- Whether tokens take turns, and the sets for which `note_turns` was called.
+local tokens_in_use, turns_noted
+
+-- The result of `present_types`; types of groups that are set aside, each with such a group.
+local present, set_aside
+
+-- The sets of groups that can run now. Separate sets let an instance bound the slots that callback destinations take
+-- together if they have not answered quickly lately, and those among them that have failed.
+local ready_sets
+
+-- Begins a call.
+local function begin(keys, argv)
+  local time = redis.call('TIME')
+  base, arguments, call = keys[1], argv, cjson.decode(argv[1])
+  now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  joined, earlier, first = {download = {}, callback = {}}, {download = {}, callback = {}}, {}
+  touched, touched_order = {}, {}
+  tokens_in_use, turns_noted = nil, {}
+  present, set_aside = nil, {}
+  ready_sets = {
+    download = {key_ready('download')},
+    callback = {key_ready('callback'), key_unproven(), key_failing()},
+  }
+end
 
 -- Iterates over the call's items.
 local function items()
   local index = 1
   return function()
     index = index + 1
-    if ARGV[index] then return cjson.decode(ARGV[index]) end
+    if arguments[index] then return cjson.decode(arguments[index]) end
   end
 end
 
@@ -54,10 +86,6 @@ local function add_to(kind, id, name, amount)
   return amount
 end
 
--- By kind and type of callback: a group that can run now and could not before, and the earliest new timer. `first`: the
--- kinds of which a group is the first, or a timer the earliest. `place_touched` tells an instance.
-local joined, earlier, first = {download = {}, callback = {}}, {download = {}, callback = {}}, {}
-
 -- The type of a group of callbacks; '' for downloads.
 local function type_of(kind, group)
   return kind == 'callback' and string.match(group, '^%S*') or ''
@@ -65,13 +93,6 @@ end
 
 -- How long it counts how a callback destination has answered last.
 local ANSWER_COUNTS_MS = 600 * 1000
-
--- The sets of groups that can run now. Separate sets let an instance bound the slots that callback destinations take
--- together if they have not answered quickly lately, and those among them that have failed.
-local READY_SETS = {
-  download = {key_ready('download')},
-  callback = {key_ready('callback'), key_unproven(), key_failing()},
-}
 
 -- The set for a group that can run now.
 local function ready_set(kind, group)
@@ -81,7 +102,7 @@ end
 
 -- Removes a group from the sets of groups that can run now, except from `kept`.
 local function leave_ready(kind, group, kept)
-  for _, set in ipairs(READY_SETS[kind]) do
+  for _, set in ipairs(ready_sets[kind]) do
     if set ~= kept then redis.call('ZREM', set, group) end
   end
 end
@@ -103,8 +124,6 @@ local TURNS_MS = 24 * 3600 * 1000
 
 -- How many entries of `turns` whose group has left the set are dropped at the most when one is looked for.
 local MOST_STALE = 100
-
-local tokens_in_use
 
 -- Whether jobs with a token were submitted lately. Then tokens take turns, see `docs/design/tenants.md`.
 local function tokens_take_turns()
@@ -137,15 +156,11 @@ local function group_of_token(set, token, place)
   return nil, seen
 end
 
--- Sets for which `note_turns` was called.
-local turns_noted = {}
-
 -- Notes 16 groups at each end of a set in `turns`. An earlier version has added some at the end without that, and for the
--- first ones `turns` may have expired. ZREM changes nothing: with full memory the server allows it as the first write.
+-- first ones `turns` may have expired.
 local function note_turns(kind, set)
   if turns_noted[set] then return end
   turns_noted[set] = true
-  redis.call('ZREM', key_turns_in(set, ''), '')
   for _, from in ipairs({0, -16}) do
     local groups = redis.call('ZRANGE', set, from, from + 15, 'WITHSCORES')
     for i = 1, #groups, 2 do
@@ -435,8 +450,7 @@ end
 -- Answers to an owner, by the result of `claim`.
 local ANSWERS = {held = 'done', repeated = 'done', cancelled = 'cancelled', lost = 'lease_lost'}
 
--- Gives up the task's lease and slot. Call this before all other writes: with full memory the server still allows ZREM
--- and SREM, and a script that has made one write may make others.
+-- Gives up the task's lease and slot.
 local function leave(kind, id, group)
   redis.call('ZREM', key_leases(kind), id)
   redis.call('SREM', key_running(kind, group), id)
@@ -521,10 +535,6 @@ local function remember(kind, id, text)
   while #lines > 5 do table.remove(lines, 1) end
   redis.call('HSET', task, 'log', table.concat(lines, '\n'))
 end
-
--- Groups with a change of queue, slots or limit in this script, in the order of the first change. A batch often changes
--- a group many times, but `place` is called once per group.
-local touched, touched_order = {}, {}
 
 local function touch(kind, group)
   local name = kind .. ' ' .. group

@@ -1,4 +1,4 @@
--- Which instance learns that work can run; loaded behind `_hosts.lua`. See `docs/design/fleet.md`.
+-- Which instance learns that work can run; loaded behind `_ended.lua`. See `docs/design/fleet.md`.
 --
 -- `idle` has the instances that have a free slot and whose last lease call left them nothing to do. What becomes
 -- runnable takes one off and publishes to it alone. Two of the idle ones may have a duty besides: the waiter looks when
@@ -22,8 +22,6 @@ local ALL_TYPES = '*'
 local function can_deliver(types, group)
   return types == ALL_TYPES or string.find(types, ',' .. type_of('callback', group) .. ',', 1, true) ~= nil
 end
-
-local present
 
 -- The types of all instances that have made a lease call lately.
 local function present_types(kind)
@@ -53,7 +51,7 @@ local function types_for(kind, group)
   return all, false
 end
 
--- Notes the types of an instance that makes a lease call. Not the first write: with full memory it is refused.
+-- Notes the types of an instance that makes a lease call.
 local function note_types(kind, types)
   if kind == 'download' then return end
   if tonumber(redis.call('HGET', key_types(), types) or '0') <= now - IDLE_MS then
@@ -173,14 +171,11 @@ end
 
 -- The types of those that can do the first group that can run; nil if there is none.
 local function types_for_next(kind)
-  for _, set in ipairs(READY_SETS[kind]) do
+  for _, set in ipairs(ready_sets[kind]) do
     local group = redis.call('ZRANGE', set, 0, 0)[1]
     if group then return (types_for(kind, group)) end
   end
 end
-
--- Types of groups that are set aside in this script, each with such a group.
-local set_aside = {}
 
 -- Leaves a group that can run to the instances that can deliver to it. They find it in `aside`; if they are gone, it
 -- can run in every instance some time later.

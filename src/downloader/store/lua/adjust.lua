@@ -14,8 +14,7 @@ if not redis.call('ZSCORE', key_groups('download'), group) then
   local sets = (call.paused or '') .. (call.limit or '') .. (call.rate or '') .. (call.delay or '')
   if sets == '' then return {} end
 end
--- PERSIST comes before all other writes, which the server refuses when memory is full. The record of an aggregation
--- without work may still have a cooldown and the last start, which expire.
+-- The record of an aggregation without work may still have a cooldown and the last start, which expire.
 redis.call('PERSIST', record)
 redis.call('ZADD', key_groups('download'), 'NX', 0, group)
 for _, name in ipairs(ADJUSTABLE) do

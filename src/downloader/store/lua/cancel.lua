@@ -20,7 +20,6 @@ local function cancel(item)
   local state = task_fields('download', id, 'state')[1] or 'pending'
   if state == 'cancelled' then return 'done' end
 
-  -- ZREM comes before all other writes, which the server refuses when memory is full.
   if state == 'pending' then
     redis.call('ZREM', key_queue('download', group), id)
     redis.call('ZREM', key_urgent(group), id)

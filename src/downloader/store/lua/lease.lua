@@ -71,7 +71,7 @@ for _, group in ipairs(call.never) do excepted[group] = 'never' end
 
 -- The sets from which the call takes: those of groups that can run and, where other instances can deliver other types
 -- of callbacks, those of groups that these have left to others.
-local sources, aside = {unpack(READY_SETS[kind])}, {}
+local sources, aside = {unpack(ready_sets[kind])}, {}
 local mixed = is_mixed(kind, types)
 for type in string.gmatch(mixed and types or '', '[^,]+') do
   sources[#sources + 1] = key_aside(type)
@@ -98,7 +98,7 @@ local function first_groups(set, count)
   end
 end
 
--- Whether the call may get another group that belongs to this one of READY_SETS.
+-- Whether the call may get another group that belongs to this one of `ready_sets`.
 local function has_share(set)
   return set == key_ready(kind) or unproven > 0 and (set ~= key_failing() or failing > 0)
 end
@@ -231,7 +231,6 @@ if memo and string.match(memo, '^%S+') == call.request then
     local holder, group, host = claim(kind, id, owner, generation)
     if holder == 'held' then
       -- The lease starts again, because the holder counts from this request.
-      redis.call('ZREM', key_leases(kind), id)
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
       prolong_visit(host, id)
       leases[#leases + 1] = describe(id, group, generation, ready_set(kind, group), -1,

@@ -7,11 +7,10 @@
 -- answer  1
 -- repeat  harmless
 
--- DEL comes before SET, which the server refuses as the first write when memory is full.
-redis.call('DEL', key_paused())
 if call.paused == '1' then
   redis.call('SET', key_paused(), '1')
 else
+  redis.call('DEL', key_paused())
   redis.pcall('PUBLISH', key_wake('download'), '')
 end
 return 1

@@ -13,8 +13,6 @@ local expired = redis.call('ZRANGE', key_failed(), '-inf', now, 'BYSCORE', 'LIMI
 if #expired > 0 then redis.call('ZREM', key_failed(), unpack(expired)) end
 local jobs = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap(), '-inf', now, 'LIMIT', 0, call.count)) do
-  -- ZREM comes before all other writes, which the server refuses when memory is full. Reaping frees memory.
-  redis.call('ZREM', key_reap(), id)
   local spec = stored_job(id)
   if spec then
     redis.call('ZADD', key_reap(), now + call.hold_ms, id)
@@ -28,15 +26,17 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap(), '-inf', now, 'LIMIT'
     -- The job was evicted or deleted by hand.
     redis.call('ZREM', key_failed_downloads(), id)
     redis.call('DEL', key_task('download', id), key_task('callback', id))
+    redis.call('ZREM', key_reap(), id)
   end
 end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap_ended(), '-inf', now, 'LIMIT', 0, call.count - #jobs)) do
-  redis.call('ZREM', key_reap_ended(), id)
   local ended = redis.call('HGET', key_ended(), id)
   if ended then
     redis.call('ZADD', key_reap_ended(), now + call.hold_ms, id)
     if string.sub(ended, -2) ~= REAPING then redis.call('HSET', key_ended(), id, ended .. REAPING) end
     jobs[#jobs + 1] = {'id', id, 'ended', ended}
+  else
+    redis.call('ZREM', key_reap_ended(), id)
   end
 end
 local due_ms = -1

@@ -12,8 +12,6 @@ local answers = {}
 for item in items() do
   local holder, group, host = claim(kind, item.id, call.owner, item.generation)
   if holder == 'held' then
-    -- ZREM comes before all other writes, which the server refuses when memory is full.
-    redis.call('ZREM', key_leases(kind), item.id)
     redis.call('ZADD', key_leases(kind), now + call.lease_ms, item.id)
     prolong_visit(host, item.id)
   elseif holder == 'cancelled' then

@@ -8,7 +8,6 @@
 -- answer  1
 -- repeat  counts of the same number are not added again
 
--- This write comes first, because with full memory the server refuses the others.
 redis.call('ZREMRANGEBYSCORE', key_instances(call.role), '-inf', now)
 redis.call('SET', key_instance(call.role, call.instance), call.facts, 'PX', call.ttl_ms)
 redis.call('ZADD', key_instances(call.role), now + call.ttl_ms, call.instance)
