@@ -26,6 +26,7 @@ BLOCK = re.compile(r"^( *)```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 TYPED = {
     *("README.md", "docs/quickstart.md", "docs/tutorial.md"),  # tools/readme.py
     "docs/howto/receivers.md",  # tools/receivers.py
+    "docs/howto/generated-clients.md",  # tools/generated.py
     "docs/write-a-plugin.md",  # tests/plugins/test_plugins_page.py
     *(
         f"docs/howto/{name}.md" for name in ("keys", "s3", "kafka", "sqs", "tls", "backups")
