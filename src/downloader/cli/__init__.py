@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 from downloader import __version__
 from downloader.cli.aggregations import aggregations, pause, resume
 from downloader.cli.fetch import fetch
+from downloader.cli.groups import groups, wait
 from downloader.cli.inspect import config, doctor, health, import_config, plugins, version
 from downloader.cli.jobs import cancel, failures, job, retry
 from downloader.cli.listing import events, jobs
@@ -41,6 +42,8 @@ COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
         failures,
         retry,
         cancel,
+        groups,
+        wait,
         aggregations,
         pause,
         resume,

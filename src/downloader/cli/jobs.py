@@ -180,6 +180,8 @@ def _rows(job: Job) -> Iterator[tuple[str, str]]:
     yield from details(job, finished_at="ended")
     yield "attempts", str(job.attempts)
     yield from details(job, priority="priority", crashes="crashes")
+    if job.group:
+        yield "group", job.group
     if job.tags:
         yield "tags", ", ".join(job.tags)
     if job.file is not None:

@@ -37,6 +37,8 @@ class JobFlags:
     """0 to 9: of an aggregation's jobs, the highest begin first."""
     tag: Tags = ()
     """A tag of each job; may be given up to eight times."""
+    group: Annotated[str, Parameter(name="--group", show_default=False)] = ""
+    """The group of the jobs."""
     field: Annotated[
         tuple[str, ...], Parameter(name=["--field", "-F"], show_default=False, allow_leading_hyphen=True)
     ] = ()
@@ -54,6 +56,7 @@ class JobFlags:
             "aggr_limit": self.aggr_limit,
             **(callback if self.callback else {"callback_type": "none"}),
             **({"tags": self.tag} if self.tag else {}),
+            **({"group": self.group} if self.group else {}),
             **dict(map(_field, self.field)),
             **priority,
         }
@@ -68,6 +71,7 @@ def submit(
         str, Parameter(name="--from-file", show_default=False, allow_leading_hyphen=True)
     ] = "",
     flags: JobFlags = NO_FLAGS,
+    seal: Annotated[bool, Parameter(name="--seal", show_default=False)] = False,
     wait: Annotated[bool, Parameter(name="--wait", show_default=False)] = False,
     results: Annotated[Path | None, Parameter(name="--results")] = None,
     json_: Json = False,
@@ -90,6 +94,7 @@ def submit(
     Args:
         urls: What to download.
         from_file: File with a URL or a JSON object on each line, or a table; - for standard input.
+        seal: With --group: all jobs of the group are in, unless one of these was refused.
         wait: Wait until the downloads have ended.
         results: Write a row for each job to this file, which must end with .csv, .tsv or .ndjson.
         json_: Write a JSON object for each job: the service's response, with --wait the job at its end.
@@ -100,6 +105,8 @@ def submit(
 
     unreadable: list[tuple[str, ApiProblem]] = []
     jobs = _jobs(urls, from_file, flags, unreadable)
+    if seal and not flags.group:
+        raise ConfigError("--seal needs --group")
     first = list(itertools.islice(jobs, 1))
     if not first and not unreadable:
         raise ConfigError("nothing to submit: give URLs, or --from-file")
@@ -115,6 +122,8 @@ def submit(
                 report.submitted(submission)
             for text, problem in unreadable:
                 report.submitted(Submitted(job=cast("JobFields", {"url": text}), problem=problem))
+        if seal and not report.failed:
+            client.seal_group(flags.group)
         if wait:
             report.waiting()
             try:

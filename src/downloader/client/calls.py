@@ -30,6 +30,8 @@ from downloader.wire import (
     AggregationPage,
     CancelledJobs,
     Failures,
+    Group,
+    GroupPage,
     Job,
     JobPage,
     ListedJob,
@@ -201,6 +203,7 @@ class Calls:
         until: datetime | None = None,
         error_code: ErrorName | None = None,
         destination: str | None = None,
+        group: str | None = None,
         tags: Sequence[str] = (),
     ) -> Steps[int]:
         """Send all failed callbacks again, or with `download` repeat all failed downloads.
@@ -213,6 +216,7 @@ class Calls:
             until: only those that failed at this time or earlier.
             error_code: only jobs whose download ended with this code.
             destination: only jobs with a callback to this destination, written as in `stats`.
+            group: only jobs of this group.
             tags: only jobs with one of these tags.
 
         Returns:
@@ -226,6 +230,7 @@ class Calls:
             until=until,
             error_code=error_code,
             destination=destination,
+            group=group,
             tags=",".join(tags) or None,
         )
         retried, cursor = 0, None
@@ -254,19 +259,22 @@ class Calls:
         until: datetime | None = None,
         error_code: ErrorName | None = None,
         destination: str | None = None,
+        group: str | None = None,
         tags: Sequence[str] = (),
     ) -> ManySteps[ListedJob]:
         """Yield the jobs of a list, page by page; `docs/api/jobs.md` says which lists there are.
 
         Args:
             state: of their download. `pending` needs `aggr_id`.
-            callback: only those whose callback ended so: `failed` or `succeeded`. Needed without `state`.
+            callback: only those whose callback ended so: `failed` or `succeeded`. Needed without `state` or
+                `group`.
             aggr_id: only those of this aggregation.
             q: only those of aggregations with this in their name, whatever the case.
             since: only those that ended at this time or later; one without a time zone is local time.
             until: only those that ended at this time or earlier.
             error_code: only those whose download ended with this code.
             destination: only those with a callback to this destination, written as in `stats`.
+            group: only those of this group; alone, its unfinished jobs.
             tags: only those with one of these tags.
         """
         params = bodies.query(
@@ -278,6 +286,7 @@ class Calls:
             until=until,
             error_code=error_code,
             destination=destination,
+            group=group,
             tags=",".join(tags) or None,
         )
         # A running job whose lease is renewed comes again on any later page; others, if at all, on the next.
@@ -299,12 +308,63 @@ class Calls:
 
         Jobs of responses that were lost are not counted.
         """
+        return self._cancel_all(f"aggregations/{bodies.segment(aggr_id)}/jobs")
+
+    def _cancel_all(self, path: str) -> Steps[int]:
         cancelled, complete = 0, False
         while not complete:
-            path = f"aggregations/{bodies.segment(aggr_id)}/jobs"
             result = yield from self._read(CancelledJobs, "DELETE", path)
             cancelled, complete = cancelled + result.cancelled, result.complete
         return cancelled
+
+    def groups(self) -> ManySteps[Group]:
+        """Yield the groups of jobs, in no particular order."""
+        seen: set[str] = set()
+        cursor = None
+        while cursor != "":
+            page = yield from self._read(GroupPage, "GET", "groups", params=_at(cursor, {}))
+            yield Items([row for row in page.groups if row.name not in seen])
+            seen |= {row.name for row in page.groups}
+            cursor = page.cursor
+
+    def group(self, name: str) -> Steps[Group]:
+        """A group of jobs, with its progress."""
+        return self._read(Group, "GET", f"groups/{bodies.segment(name)}")
+
+    def set_group_callback(
+        self, name: str, *, callback_type: str = "http", callback_dst: str, extra: Any = ""
+    ) -> Steps[Group]:
+        """Set the callback of a group, before, while or after its jobs come."""
+        fields = {"callback_type": callback_type, "callback_dst": callback_dst, "extra": extra}
+        return self._read(Group, "POST", f"groups/{bodies.segment(name)}", content=bodies.encode(fields))
+
+    def seal_group(self, name: str) -> Steps[Group]:
+        """Say that all jobs of a group are in."""
+        return self._read(Group, "POST", f"groups/{bodies.segment(name)}/seal")
+
+    def wait_group(self, name: str, *, timeout_s: float | None = None) -> Steps[Group]:
+        """Wait until a group is sealed and all its jobs have ended.
+
+        Raises:
+            WaitTimeout: the time is up; `None` waits for ever.
+            ApiProblem: 404, there is no such group.
+        """
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        pause_s = FIRST_POLL_S
+        while True:
+            group = yield from self.group(name)
+            if group.state == "complete":
+                return group
+            if time.monotonic() + pause_s > until:
+                raise WaitTimeout(
+                    f"{group.unfinished} jobs of the group have not ended within {timeout_s:g} s"
+                )
+            yield Pause(pause_s)
+            pause_s = min(pause_s * 1.5, LONGEST_POLL_S)
+
+    def cancel_group(self, name: str) -> Steps[int]:
+        """Cancel all jobs of a group that wait or are being downloaded, as `cancel_jobs`."""
+        return self._cancel_all(f"groups/{bodies.segment(name)}/jobs")
 
     def aggregations(self) -> ManySteps[Aggregation]:
         """Yield the aggregations that have unfinished downloads, in no particular order."""
