@@ -99,6 +99,8 @@ class Job:
     tasks: dict[Kind, Task]
     reap_ms: int | None = None
     reaping: bool = False
+    short: bool = False
+    """Whether the store keeps a short record, which does not know who held a download that was cancelled."""
     last_callback: int = 0
     """Generation of a callback that a new download has made void."""
 
@@ -245,7 +247,7 @@ class Expected:
     def expected(self, lease: Lease, owner: str) -> Settled:
         """The expected answer to a call that settles or renews."""
         task = self.task_of(lease)
-        if task is not None and task.cancelled_for(lease, owner):
+        if task is not None and task.cancelled_for(lease, owner) and not self.jobs[lease.id].short:
             return Settled.CANCELLED
         if task is not None and (task.held_by(lease, owner) or task.settled == (lease.generation, owner)):
             return Settled.DONE
@@ -268,7 +270,9 @@ class Expected:
             self.note_over(job)
             return
         job.reap_ms = self.now_ms + KEEP_MS
+        download = job.tasks[Kind.DOWNLOAD]
         if how == "succeeded":
+            job.short = download.state is State.CANCELLED and not download.stopping
             assert plan is not None
             self.limits[kind, task.group] = plan.limit
 

@@ -168,7 +168,7 @@ async def test_a_job_without_a_callback_is_kept_for_a_while(raw: RawStore, store
     spec = await submitted(store)
     await store.cancel(spec, None, 60)
     assert (await store.reap(9, 60)).jobs == []
-    await lapse(raw, store, "reap", member=spec.id)
+    await lapse(raw, store, "reap_ended", member=spec.id)
     assert [(job.spec.id, job.has_file) for job in (await store.reap(9, 60)).jobs] == [(spec.id, False)]
 
 

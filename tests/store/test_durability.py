@@ -87,6 +87,12 @@ def cut_connections(server: Valkey) -> None:
     assert server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes").startswith(b":")
 
 
+def sync(server: Valkey) -> None:
+    """Bring all that was written to the disk, on a server that does not do so by itself."""
+    for words in (("CONFIG", "SET", "appendfsync", "always"), ("SET", "x", "1"), ("CONFIG", "SET", "appendfsync", "no")):
+        assert server.command(*words) == b"+OK\r\n"
+
+
 def wait_for_a_waiting_call(server: Valkey) -> None:
     """Wait until a call waits for the disk or for replicas."""
     while b"blocked_clients:0" in server.command("INFO", "clients"):
@@ -137,6 +143,7 @@ async def test_a_repeat_at_another_api_waits_for_the_disk_too(how: str) -> None:
     with Valkey(*NEVER_SYNCED) as server:
         redis = RedisSettings(url=server.url, durability="aof", timeout=2)
         async with asyncio_loop(), open_store(redis) as one, open_store(redis) as other:
+            sync(server)  # what they have written so far: only the change itself is left to wait for
             submission = Submission(spec=spec_for(one), idempotency_key="k", value_digest="v")
             for store in (one, other):
                 with pytest.raises(StoreUnavailable, match="not yet in the append-only file"):

@@ -19,6 +19,7 @@ from downloader.store import (
     Changed,
     JobStore,
     Listed,
+    Settled,
     StoreUnavailable,
     Submission,
     asyncio_loop,
@@ -160,6 +161,50 @@ async def test_a_job_that_has_ended_takes_about_400_bytes(store: JobStore, serve
     keys = [f"downloader:1:{{0}}:{name}" for name in ("ended", "reap_ended")]
     taken = sum(server.memory_usage(key, samples=0) or 0 for key in keys)
     assert 200 < taken / 300 <= 410, "398 on Valkey, 402 on redis-server"
+
+
+@pytest.mark.row("H30")
+@pytest.mark.parametrize("plan", [None, PLAN])
+async def test_a_cancelled_job_gives_its_memory_back(
+    store: JobStore, server: redis.Redis, plan: CallbackPlan | None
+) -> None:
+    """At once, or when its callback was delivered."""
+    size = 200_000
+    fields = {"callback_type": "http", "callback_dst": "http://c/"} if plan else {}
+    jobs = [
+        await submitted(store, extra="x" * size, callback_error_type="", callback_error_dst="", **fields)
+        for _ in range(20)
+    ]
+    before = used(server)
+    for _ in range(2):  # the second is a repetition
+        assert {await store.cancel(job, plan, 600) for job in jobs} == {Changed.DONE}
+    if plan:
+        leases = (await store.lease(Kind.CALLBACK, "me", 100, 60)).leases
+        delivered = CallbackOutcome(verdict=Verdict.SUCCEEDED)
+        await store.settle("me", [closed(lease, delivered, 600, PLAN.limit) for lease in leases])
+    assert before - used(server) > 20 * size * 0.9
+    view = await store.get(jobs[0].id)
+    assert view is not None
+    assert (view.download.state, view.download.attempts, view.download.deliveries) == ("cancelled", 0, 0)
+    assert view.outcome is not None
+    assert (view.outcome.verdict, view.outcome.error_code) == (Verdict.FAILED, "cancelled")
+    assert [failure.error for failure in view.download.errors] == ["cancelled by a client"]
+    assert view.callback is None if plan is None else view.callback is not None
+    assert view.kept_until is not None
+    [row, *_] = (await store.jobs(Listed.FINISHED, "", "", 99)).jobs
+    assert (row.state, row.error, row.error_code) == ("cancelled", "cancelled by a client", "cancelled")
+    assert await store.retry(jobs[0].id, download=True, limit=1) is Changed.CONFLICT
+
+
+@pytest.mark.row("H30")
+async def test_the_holder_of_a_cancelled_job_finds_its_records(store: JobStore, server: redis.Redis) -> None:
+    spec = await submitted(store)
+    [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 60)).leases
+    await store.cancel(spec, PLAN, 600)
+    [callback] = (await store.lease(Kind.CALLBACK, "me", 1, 60)).leases
+    await store.settle("me", [closed(callback, CallbackOutcome(verdict=Verdict.SUCCEEDED), 60, 9)])
+    assert await store.settle("me", [downloaded(lease, FAILED, None, 60)]) == [Settled.CANCELLED]
+    assert server.exists("downloader:1:{0}:running:download:a") == 0
 
 
 FULL = JobSpec(

@@ -293,6 +293,7 @@ class Model(Expected):
         assert await self.store.cancel(job.spec, PLANS[job.spec.aggr_id], KEEP_MS / 1000) is expected
         if task.state in (State.PENDING, State.RUNNING):
             task.stopping = task.state is State.RUNNING
+            job.short = not task.stopping and PLANS[job.spec.aggr_id] is None
             task.state = State.CANCELLED
             self.note_over(job)
             if task.stopping and job.reap_ms is not None:  # the holder needs the record

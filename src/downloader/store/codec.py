@@ -181,9 +181,13 @@ def _close_callback(settlement: Settlement, seal: Seal | None) -> dict[str, Any]
 
 
 def _record(settlement: Settlement, outcome: Outcome | None, seal: Seal | None) -> dict[str, str]:
-    """The argument `record` if the job ends with this success; `outcome` is that of the download."""
-    verdicts = {settlement.verdict, outcome.verdict if outcome else None}
-    if verdicts != {Verdict.SUCCEEDED} or outcome is None:
+    """The argument `record` if the job ends with this success; `outcome` is that of the download.
+
+    A download that was cancelled is over too: nobody runs it again.
+    """
+    if outcome is None or settlement.verdict is not Verdict.SUCCEEDED or settlement.lease.spec.damage:
+        return {}
+    if outcome.verdict is not Verdict.SUCCEEDED and outcome.error_code != ErrorCode.CANCELLED:
         return {}
     return {"record": ended.record(settlement.lease.spec, outcome, seal)}
 
@@ -208,6 +212,14 @@ def callback(plan: CallbackPlan | None) -> dict[str, str]:
         return {"callback": "", "limit": "0"}
     token = {"token": plan.token} if plan.token else {}
     return {"callback": plan.group, "limit": str(plan.limit), **token}
+
+
+def cancelled(spec: JobSpec, plan: CallbackPlan | None, seal: Seal | None) -> dict[str, str]:
+    """The arguments about the end of a job that a client cancels."""
+    readable = not spec.sealed and not spec.damage
+    record = ended.record(spec, Outcome(verdict=Verdict.FAILED), seal) if plan is None and readable else ""
+    more = {"record": record} if record else {}
+    return {**callback(plan), **counted(spec), **job_group(spec), **more}
 
 
 def counted(spec: JobSpec) -> dict[str, str]:
@@ -308,7 +320,10 @@ def reapable(flat: Sequence[Any]) -> Reapable:
     """A job from a row of `reap.lua`."""
     row = fields(flat)
     if "ended" in row:
-        return Reapable(spec=JobSpec.from_json(row["id"], ended.parse(row["ended"]).spec), has_file=True)
+        job = ended.parse(row["ended"])
+        unclear = _int(job.download["deliveries"]) > _int(job.download["attempts"])
+        has_file = job.download["state"] == State.SUCCEEDED or unclear
+        return Reapable(spec=JobSpec.from_json(row["id"], job.spec), has_file=has_file)
     return Reapable(spec=JobSpec.from_json(row["id"], row["spec"]), has_file=row["file"] == "1")
 
 
@@ -353,7 +368,9 @@ def _listed_row(job_id: str, record: str, unseal: Unseal) -> dict[str, str]:
         "finished": job.download["finished"],
         "destination": callback_group(*spec.callback(success=True)) if job.callback else "",
         "spec": job.spec,
-        **dict.fromkeys(("failed", "error", "code"), ""),
+        "failed": "",
+        "error": job.download.get("error", ""),
+        "code": job.download["code"],
     }
 
 

@@ -1,4 +1,4 @@
-"""The record of a job whose download, and callback if any, has succeeded: one text in place of three keys.
+"""The record of a job that has succeeded or was cancelled: one text in place of three keys.
 
 Most jobs in a store have ended, and wait for their deletion. Fields that nobody needs any more are left out.
 The others are a text of lines. The first line has the marks of the leases that ended download and callback,
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
-from downloader.model import JobSpec, Outcome
+from downloader.model import JobSpec, Outcome, Verdict
 from downloader.net import redact_url
 
 MAX_EXTRA = 1000
@@ -61,13 +61,15 @@ class Ended:
 
 
 def record(spec: JobSpec, outcome: Outcome, seal: Callable[[str], str] | None) -> str:
-    """The lines that the holder of the lease knows; the script that ends the job adds the others."""
+    """The lines that the caller knows; the script that ends the job adds the others."""
+    callback_type, destination = spec.callback(success=outcome.verdict is Verdict.SUCCEEDED)
     kept = replace(
         spec,
         url=redact_url(spec.url),
-        callback_dst=redact_url(spec.callback_dst),
-        callback_error_type=spec.callback_type,
-        callback_error_dst=redact_url(spec.callback_dst),
+        callback_type=callback_type,
+        callback_dst=redact_url(destination),
+        callback_error_type=callback_type,
+        callback_error_dst=redact_url(destination),
         extra=spec.extra if len(spec.extra) <= MAX_EXTRA else "",
         **_BLANK,
     )

@@ -428,13 +428,7 @@ class JobStore(GroupStore):
         shard = shard_of(jobs[0][0].id, self._keys.shards)
         call = {"error": CANCELLED, "keep_ms": ms(keep_s)}
         rows = [
-            {
-                "id": spec.id,
-                "group": spec.aggr_id,
-                **codec.callback(plan),
-                **codec.counted(spec),
-                **codec.job_group(spec),
-            }
+            {"id": spec.id, "group": spec.aggr_id, **codec.cancelled(spec, plan, self._seal)}
             for spec, plan in jobs
         ]
         return [

@@ -65,7 +65,7 @@ KEYS = (
         type="hash",
         owner="a field goes when its job is removed",
         holds="by job id, in place of `job` and `task`: what is kept of a job whose download, and callback if"
-        " any, has succeeded; see `store/ended.py`",
+        " any, has succeeded, or that was cancelled; see `store/ended.py`",
     ),
     Key(
         name="queue",

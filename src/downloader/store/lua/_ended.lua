@@ -19,13 +19,16 @@ do -- a script may have 200 local names
   -- Values of fields that are left out.
   local DEFAULTS = {state = 'succeeded', attempts = '1', deliveries = '1', crashes = '0', status = '200'}
 
-  -- Replaces the job whose download, and callback if any, has succeeded by a short record, kept for `keep_ms`. `record` has
-  -- the lines that the holder has made.
+  -- Replaces a job that nobody runs again by a short record, kept for `keep_ms`: the download, and callback if any, has
+  -- succeeded, or the download was cancelled. `record` has the lines that the caller has made.
   function end_job(id, record, keep_ms)
     local marks, lines, ended = '', {record}, nil
     for _, kind in ipairs({'download', 'callback'}) do
       local flat, task = redis.pcall('HGETALL', key_task(kind, id)), {}
       for i = 1, #flat, 2 do task[flat[i]] = flat[i + 1] end
+      if task.state == 'cancelled' then
+        task.attempts, task.deliveries = task.attempts or '0', task.deliveries or '0'
+      end
       if task.state then marks = marks .. mark_of(task.settled or '') end
       ended = ended or tonumber(task.finished)
       for name, value in pairs(task) do

@@ -3,7 +3,8 @@
 -- KEYS    1 base of the shard
 -- ARGV    1 {error, keep_ms: how long a job without a callback is kept}, then per job {id, group: its aggregation,
 --         callback: its group or '', limit: of that group, token: of the job, absent: none,
---         counted: the token if the job counts against its quota, job_group: of the job, absent: none}
+--         counted: the token if the job counts against its quota, job_group: of the job, absent: none,
+--         record: see `end_job`, of a job without a callback}
 -- from    download pending | running
 -- to      download cancelled, and callback pending where there is one
 -- answer  per job: 'done' | 'unknown' | 'conflict'
@@ -12,9 +13,17 @@
 -- The download of a running job keeps its slot until the holder has stopped or the lease would have ended, because the
 -- origin may still be sending until then.
 
+-- Whether the record of a job that has ended is that of a cancelled one.
+local function is_cancelled(ended)
+  return string.find(ended, '\nDstate=cancelled', 1, true) ~= nil
+end
+
 local function cancel(item)
   local id, group, keep_ms = item.id, item.group, call.keep_ms
-  if redis.call('EXISTS', key_job(id)) == 0 then return redis.call('HEXISTS', key_ended(), id) == 1 and 'conflict' or 'unknown' end
+  if redis.call('EXISTS', key_job(id)) == 0 then
+    local ended = redis.call('HGET', key_ended(), id)
+    return ended and (is_cancelled(ended) and 'done' or 'conflict') or 'unknown'
+  end
 
   local task = key_task('download', id)
   local state = task_fields('download', id, 'state')[1] or 'pending'
@@ -27,7 +36,8 @@ local function cancel(item)
     local ends = redis.call('ZSCORE', key_leases('download'), id) or now
     redis.call('ZREM', key_leases('download'), id)
     redis.call('ZADD', key_stopping(), ends, id .. ' ' .. group)
-    -- The holder needs the record to free the slot and to delete the file.
+    -- The holder needs the records to free the slot and to delete the file.
+    item.record = nil
     keep_ms = math.max(keep_ms, 2 * (ends - now))
     redis.call('PUBLISH', key_wake('download'), id)
   else

@@ -3,7 +3,7 @@
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner}, then per result {id, generation, state, error, keep_ms: how long the job is kept, limit:
 --         of the group, slow: whether the destination took long, absent: it did not, record: see `end_job`, for a success
---         of download and callback, job_group: of the job, absent: none}
+--         of the callback, if the download has succeeded or was cancelled, job_group: of the job, absent: none}
 -- from    callback running, this owner and generation
 -- to      callback succeeded | failed
 -- answer  per result: 'done' | 'lease_lost'
@@ -28,11 +28,12 @@ for item in items() do
     else
       redis.call('ZADD', key_failed(), now + item.keep_ms, item.id)
     end
-    if item.job_group then
-      leave_job_group(item.job_group, item.id, task_fields('download', item.id, 'state')[1])
-    end
+    local download = task_fields('download', item.id, 'state', 'group')
+    if item.job_group then leave_job_group(item.job_group, item.id, download[1]) end
     note_answer(group, item.state == 'succeeded', item.slow)
-    if item.record and task_fields('download', item.id, 'state')[1] == 'succeeded' then
+    local stops = download[1] == 'cancelled' and
+      redis.call('ZSCORE', key_stopping(), item.id .. ' ' .. (download[2] or ''))
+    if item.record and (download[1] == 'succeeded' or download[1] == 'cancelled' and not stops) then
       end_job(item.id, item.record, item.keep_ms)
     else
       redis.call('ZADD', key_reap(), now + item.keep_ms, item.id)
