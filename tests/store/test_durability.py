@@ -89,7 +89,11 @@ def cut_connections(server: Valkey) -> None:
 
 def sync(server: Valkey) -> None:
     """Bring all that was written to the disk, on a server that does not do so by itself."""
-    for words in (("CONFIG", "SET", "appendfsync", "always"), ("SET", "x", "1"), ("CONFIG", "SET", "appendfsync", "no")):
+    for words in (
+        ("CONFIG", "SET", "appendfsync", "always"),
+        ("SET", "x", "1"),
+        ("CONFIG", "SET", "appendfsync", "no"),
+    ):
         assert server.command(*words) == b"+OK\r\n"
 
 
