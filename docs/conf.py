@@ -1,5 +1,6 @@
 """Sphinx: MyST pages, furo; built with `-n -W`, so that a broken reference is an error."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,10 +12,17 @@ project = "downloader"
 author = "the downloader contributors"
 version = release = __version__
 
-extensions = ["myst_parser", "reference"]
+extensions = ["myst_parser", "sphinx_copybutton", "sphinx_design", "reference", "numbers_in_search"]
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = f"downloader {version}"
+html_favicon = "../src/downloader/web/icon.svg"
+html_baseurl = os.environ.get("DOCS_URL", "")
+"""Where the site is published. Without it no sitemap is written, as its addresses are absolute."""
+if html_baseurl:
+    extensions.append("sphinx_sitemap")
+    sitemap_url_scheme = "{link}"
+    sitemap_excludes = ["search.html", "genindex.html"]

@@ -92,6 +92,13 @@ async def test_an_api_answers_the_curl_of_a_page(api: Served, tmp_path: Path, pa
     assert done.returncode == 0, f"{page}: {block}{done.stdout}{done.stderr}"
 
 
+async def test_the_python_of_the_first_page(api: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    [program] = re.findall(r"^```python\n(.*?)^```$", PAGES["docs/index.md"], re.MULTILINE | re.DOTALL)
+    program = program.replace("localhost:8000", f"127.0.0.1:{api.port}")
+    await trio.to_thread.run_sync(exec, compile(program, "index.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines()[-1] == "pending"
+
+
 def test_the_guide_of_monitoring_mounts_files_that_exist() -> None:
     page = PAGES["docs/howto/monitoring.md"]
     mounted = {name for name in re.findall(r"- \./([\w./-]+):", page) if f"`{name}`:" not in page}

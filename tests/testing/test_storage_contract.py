@@ -1,6 +1,9 @@
 """The storages' contract suite: a sound plugin passes, and each test fails a plugin with that flaw."""
 
+import errno
 import itertools
+import os
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
@@ -292,6 +295,56 @@ class DeletesInGoodFaith(Sound):
             await super().delete(key)
 
 
+class LetsErrorsOut(Sound):
+    async def delete(self, key: str) -> None:
+        if len(key) > 255:
+            raise OSError(errno.ENAMETOOLONG, "File name too long")
+        await super().delete(key)
+
+
+class ReadsOnTheLoop(Sound):
+    async def upload(self, key: str, part: str, body: Body) -> None:
+        if body.path is not None:
+            body.path.open("rb").close()
+        await super().upload(key, part, body)
+
+
+class SyncsOnTheLoop(Sound):
+    async def delete(self, key: str) -> None:
+        with tempfile.TemporaryFile() as file:
+            os.fsync(file)
+        await super().delete(key)
+
+
+class SyncsNothing(Sound):
+    synced: ClassVar[Sequence[str]] = ()
+
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="downloader-contract-")
+        self.file = Path(self.folder.name, "file")
+
+    def end(self) -> None:
+        self.folder.cleanup()
+
+    async def upload(self, key: str, part: str, body: Body) -> None:
+        await super().upload(key, part, body)
+        await trio.to_thread.run_sync(self.write, self.file)
+
+    def write(self, path: Path) -> None:
+        path.write_bytes(b"x" * 5000)
+        for name in self.synced:
+            fd = os.open(path.with_name(name), os.O_RDONLY)
+            os.fsync(fd)
+            os.close(fd)
+
+    async def local(self, key: str) -> StoredFile | None:  # noqa: ARG002 - the protocol's
+        return StoredFile(path=self.file, size=5000)
+
+
+class SyncsNoFolder(SyncsNothing):
+    synced: ClassVar = ("file",)
+
+
 class DeletesBeforeItWrites(Sound):
     async def put(self, key: str, body: Body) -> None:
         self.remote.entries.pop(key, None)
@@ -427,6 +480,11 @@ FLAWS: list[tuple[str, type[Sound], str]] = [
     ("while_it_is_away_nothing_succeeds", Raises, "raised ConnectionError"),
     ("while_it_is_away_nothing_succeeds", DeletesInGoodFaith, "the file is there"),
     ("while_it_is_away_nothing_succeeds", DeletesBeforeItWrites, "have left nothing"),
+    ("delete_raises_storage_errors_only", LetsErrorsOut, r"delete\(\) raised OSError.* no StorageError"),
+    ("files_are_opened_in_threads", ReadsOnTheLoop, r"blocks the loop: open\("),
+    ("files_are_opened_in_threads", SyncsOnTheLoop, r"blocks the loop: \S+"),
+    ("a_local_file_is_on_the_disk", SyncsNothing, "without an fsync of .*/file: "),
+    ("a_local_file_is_on_the_disk", SyncsNoFolder, "without an fsync of [^:]*[^e]: "),
     ("while_it_is_silent_nothing_succeeds", TakesErrorsForSuccess, "reported success"),
     ("while_it_is_silent_nothing_succeeds", Waits, "had not returned"),
     ("a_lost_answer_is_no_success", TakesErrorsForSuccess, "reported success"),

@@ -1,7 +1,8 @@
-"""`downloader config init`, `config check`, `token new` and `completion`: for setting up a service."""
+"""`downloader config init`, `config check`, `token new`, `new-plugin` and `completion`: for setting up."""
 
 from __future__ import annotations
 
+import re
 import secrets
 import sys
 from pathlib import Path
@@ -16,6 +17,9 @@ from downloader.printable import escape
 
 TOKEN_BYTES = 32
 """Random bytes of a token: it cannot be guessed."""
+
+TEMPLATE_NAME = "hook"
+"""What the plugin in `downloader/template` is called."""
 
 INSTALLED = "config/example.toml"
 """The example in an installed package; a clone has it as `config.toml.example`."""
@@ -39,11 +43,7 @@ def config_init(file: Annotated[Path | None, Parameter(name="FILE")] = None, /) 
     if file is None:
         sys.stdout.write(text)
         return
-    try:
-        with file.open("x", encoding="utf-8") as opened:
-            opened.write(text)
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}") from None
+    _write_new(file, text)
 
 
 def config_check(*, config: Config = None) -> None:
@@ -97,6 +97,44 @@ def token_new(
     except ValidationError:
         raise ConfigError("NAME must be 1 to 64 printable ASCII characters without blanks") from None
     sys.stdout.write(f"\n[[api.tokens]]\n{tomli_w.dumps(table)}")
+
+
+def new_plugin(
+    name: Annotated[str, Parameter(name="NAME")],
+    folder: Annotated[Path, Parameter(name="FOLDER")] = Path(),
+    /,
+) -> None:
+    """Write the package of a notifier plugin: a webhook that requires a token, with its tests.
+
+    Three files to begin with; none of them may be there yet.
+
+    For example:
+      downloader new-plugin hook
+
+    Args:
+        name: Name of the backend: lower-case letters, digits and underscores.
+        folder: Where the files are written. Default: here.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", name):
+        raise ConfigError("NAME must be lower-case letters, digits and underscores, beginning with a letter")
+    texts = {
+        folder / path.name.replace(TEMPLATE_NAME, name): path.read_text("utf-8")
+        for path in sorted((Path(__file__).parents[1] / "template").iterdir())
+        if path.is_file()
+    }
+    for file, text in texts.items():
+        # The name of a class as well: Hook.
+        written = text.replace(TEMPLATE_NAME.title(), name.title()).replace(TEMPLATE_NAME, name)
+        _write_new(file, written)
+        write(str(file))
+
+
+def _write_new(file: Path, text: str) -> None:
+    try:
+        with file.open("x", encoding="utf-8") as opened:
+            opened.write(text)
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from None
 
 
 def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(name="SHELL")], /) -> None:

@@ -28,12 +28,12 @@ class NotifierPeer(Peer):
         """A destination that is `Rejected`; `None` if this backend has none."""
         return None
 
-    @abstractmethod
     def failing(self, fault: Fault) -> AbstractAsyncContextManager[str]:
         """Make the peer fail while the context is open; yields a destination at which the peer fails.
 
         With a `TcpProxy` in front of its server: `with proxy.fault(fault): yield self.destination()`.
         """
+        raise NotImplementedError(f"write failing(), or take {fault!r} out of `faults`")
 
     @abstractmethod
     async def received(self, destination: str) -> Sequence[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
 
 import trio
@@ -13,6 +13,7 @@ import trio
 from downloader.net import Url, UrlError
 from downloader.storage import Body, KeyTaken, Storage, StorageError, StorageHost
 from downloader.testing.contract import Contract, Run, check_line, promise, resources
+from downloader.testing.disk_calls import DiskCalls
 from downloader.testing.storage_peer import StoragePeer, a_body, delete, fails, holds, only, put, short
 from downloader.testing.tcp_proxy import Fault
 
@@ -84,6 +85,47 @@ class StorageContract(Contract[StoragePeer]):
             assert await storage.local(_KEY) is None, "local() finds the deleted file"
             await holds(run, f"{_KEY}x", data)
             await only(run, f"{_KEY}x")
+
+    @promise
+    async def test_delete_raises_storage_errors_only(self, run: Run[StoragePeer]) -> None:
+        """`delete` of a key that cannot be a file deletes nothing, and raises `StorageError` if anything."""
+        async with run.opened() as storage:
+            with a_body(100) as (body, data):
+                await put(run, storage, _KEY, body)
+            for key in (_KEY.partition("/")[0], f"{_KEY}/x", "x" * 300):
+                with suppress(StorageError):
+                    await delete(run, storage, key)
+            await holds(run, _KEY, data)
+
+    @promise
+    async def test_files_are_opened_in_threads(self, run: Run[StoragePeer]) -> None:
+        """`put`, `local` and `delete` use the disk in threads only, as a slow disk must not stop the loop."""
+        async with run.opened() as storage:
+            for spooled in (False, True):
+                with a_body(5000, spooled=spooled) as (body, _), DiskCalls(body.path) as calls:
+                    await put(run, storage, _KEY, body)
+                    await storage.local(_KEY)
+                    await delete(run, storage, _KEY)
+                assert not calls.on_loop, (
+                    f"it blocks the loop: {calls.on_loop[0]} is called outside of threads"
+                )
+
+    @promise
+    async def test_a_local_file_is_on_the_disk(self, run: Run[StoragePeer]) -> None:
+        """A file that `local` finds survives a power failure: `put` syncs the file and its folder."""
+        async with run.opened() as storage:
+            for size, spooled in ((5000, False), (self.large_bytes, True)):
+                with a_body(size, spooled=spooled) as (body, _), DiskCalls(body.path) as calls:
+                    await put(run, storage, _KEY, body)
+                local = await storage.local(_KEY)
+                if local is None or not run.peer.syncs:
+                    return
+                # A spool file is synced before the storage gets it, and may have been moved.
+                wanted = [local.path.parent] if spooled else [local.path, local.path.parent]
+                for path in wanted:
+                    status = await trio.Path(path).stat()
+                    synced = (status.st_dev, status.st_ino) in calls.synced
+                    assert synced, f"put() returned without an fsync of {path}: a power failure may lose it"
 
     @promise
     async def test_a_job_that_is_anothers_publishes_nothing(self, run: Run[StoragePeer]) -> None:
@@ -290,7 +332,7 @@ class StorageContract(Contract[StoragePeer]):
                         await fails(run, storage, _KEY, body, f"while the storage is {fault}")
                     tried.append(data)
                 try:
-                    await run.bounded(partial(storage.delete, f"{_KEY}x"), run.times.answer_s, "delete()")
+                    await delete(run, storage, f"{_KEY}x")
                     deleted = True
                 except StorageError as error:
                     check_line(str(error), run.peer.secrets, "the StorageError")
@@ -358,6 +400,7 @@ class StorageContract(Contract[StoragePeer]):
                         async with run.opened() as second:
                             with a_body(20) as (small, _):
                                 await put(run, second, f"{_KEY}x", small)
+                        await trio.lowlevel.checkpoint()  # the first has its turn, whatever the plugin does
             await holds(run, _KEY, data)
             await delete(run, first, f"{_KEY}x")
             await only(run, _KEY)

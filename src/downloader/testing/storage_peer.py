@@ -29,9 +29,13 @@ class StoragePeer(Peer):
     """Whether the server takes conditional writes in one step. Some imitations of S3 look first, and then
     write."""
 
-    @abstractmethod
+    syncs: bool = True
+    """Whether a file that `local` finds has to be synced to the disk. `False` if another program does that,
+    or if the section in this test switches it off."""
+
     def broken(self, fault: Fault) -> AbstractAsyncContextManager[None]:
         """Make the peer fail while the context is open: nothing can be stored."""
+        raise NotImplementedError(f"write broken(), or take {fault!r} out of `faults`")
 
     @abstractmethod
     async def read(self, key: str) -> bytes | None:
@@ -76,8 +80,13 @@ async def put(run: Run[StoragePeer], storage: Storage, key: str, body: Body) -> 
 
 
 async def delete(run: Run[StoragePeer], storage: Storage, key: str) -> None:
-    """Call `delete` within the time limit."""
-    await run.bounded(partial(storage.delete, key), run.times.answer_s, "delete()")
+    """Call `delete` within the time limit; `StorageError` is all that it may raise."""
+    try:
+        await run.bounded(partial(storage.delete, key), run.times.answer_s, "delete()")
+    except (StorageError, AssertionError):
+        raise
+    except Exception as error:
+        raise AssertionError(f"delete() raised {error!r}, which is no StorageError") from error
 
 
 async def fails(run: Run[StoragePeer], storage: Storage, key: str, body: Body, when: str) -> None:
