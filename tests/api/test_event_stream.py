@@ -19,7 +19,7 @@ from downloader.model import Kind, Outcome, Verdict
 from downloader.server import Limits
 from downloader.store import JobStore, Load, Submission
 from servers.api import Served, Serving, read_to_end
-from servers.jobs import downloaded, spec_for
+from servers.jobs import downloaded, spec_for, submitted
 from servers.raw_store import RawStore
 
 QUICK = Pace(sample_s=0.01, alive_s=30)
@@ -111,6 +111,7 @@ async def test_a_snapshot_of_the_fleet(api: Served) -> None:
     assert snapshot == {
         "store": True,
         "paused": False,
+        "stalled": False,
         "instances": [
             {
                 "instance": "h-1-a",
@@ -519,3 +520,18 @@ async def test_the_history_comes_at_once_and_then_as_it_grows(serving: Serving) 
         samples = await next_samples(stream)
         assert samples[0] == first
         assert {"dns": 3} in [sample["failures"] for sample in samples]
+
+
+async def test_downloads_that_do_not_progress_are_told(serving: Serving, store: JobStore) -> None:
+    pace = replace(QUICK, history_s=0.01, stall_s=0.2)
+    await submitted(store)
+    api = await serving(pace=pace)
+    async with listening(api) as stream:
+        with trio.fail_after(20):
+            while not (await stream.snapshot())["stalled"]:
+                await submitted(store)  # a snapshot is sent when it has changed
+            stalled, ended = True, 0
+            while stalled:
+                ended += 1
+                await store.report("i", "processor", {}, 60, {"downloads_retried|dns": ended})
+                stalled = (await stream.snapshot())["stalled"]

@@ -392,3 +392,31 @@ async def test_a_deleted_job_is_no_failure_any_more(api: Served) -> None:
     [reapable] = (await api.store.reap(9, 60)).jobs
     await api.store.remove([reapable.spec.id])
     assert await failures(api) == []
+
+
+async def test_a_page_has_as_many_jobs_as_are_asked_for(api: Served) -> None:
+    ids = await finished(api.store, 3)
+    page = (await api.client.get("/jobs?callback=failed&count=2")).json()
+    assert (len(page["jobs"]), bool(page["cursor"])) == (2, True)
+    assert {job["id"] for job in await listed(api, callback="failed", count="2")} == {*ids}
+    for count in ("0", "201", "x", "-1"):
+        answer = await api.client.get("/jobs", params={"callback": "failed", "count": count})
+        assert (answer.status_code, answer.json()["field"]) == (422, "count")
+
+
+async def test_running_jobs_have_their_bytes_so_far(serving: Serving, store: JobStore) -> None:
+    tokens = [
+        TokenSettings(name=name, token=SecretStr(name * 5), scopes=["read"], aggregations=aggregations)
+        for name, aggregations in (("all-", ["*"]), ("own-", ["a"]))
+    ]
+    api = await serving(settings=ApiSettings(tokens=tokens))
+    await store.submit([Submission(spec=spec_for(store, "a", aggr_limit=2)) for _ in range(2)])
+    long, just_begun = (await store.lease(Kind.DOWNLOAD, "me", 2, 60)).leases
+    await store.report("one", "processor", {"instance": "host-1", "running": {long.id: 7, "gone": 1}}, 60)
+    for name, instance in (("all-", "host-1"), ("own-", "")):
+        headers = {"Authorization": f"Bearer {name * 5}"}
+        jobs = (await api.client.get("/jobs?state=running", headers=headers)).json()["jobs"]
+        progress = {job["id"]: job.get("progress") for job in jobs}
+        assert progress == {long.id: {"received": 7, "instance": instance}, just_begun.id: None}
+        job = (await api.client.get(f"/jobs/{long.id}", headers=headers)).json()
+        assert job["progress"] == {"received": 7, "instance": instance}

@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from downloader.cli.top_view import WINDOW_S, Rates, view
@@ -41,11 +42,16 @@ def snapshot(**changes: Any) -> dict[str, Any]:
 
 
 def shown(
-    state: dict[str, Any], rates: Rates | None = None, *, height: int | None = 24, **more: str
+    state: dict[str, Any],
+    rates: Rates | None = None,
+    *,
+    height: int | None = 24,
+    width: int = 80,
+    **more: str,
 ) -> list[str]:
     out = io.StringIO()
-    console = Console(file=out, width=80, height=height, color_system=None)
-    console.print(view(state, rates or Rates(), title="http://h", height=height, **more))
+    console = Console(file=out, width=width, height=height, color_system=None)
+    console.print(view(state, rates or Rates(), title="http://h", height=height, width=width, **more))
     return out.getvalue().splitlines()
 
 
@@ -129,3 +135,20 @@ def test_a_token_of_some_aggregations_sees_only_its_own() -> None:
         ["callbacks"],
     ]
     assert "all aggregations are paused" in lines[0]
+
+
+@pytest.mark.parametrize("width", [40, 59, 60, 79])
+def test_a_narrow_terminal_has_fewer_columns_and_whole_numbers(width: int) -> None:
+    lines = shown(snapshot(), width=width)
+    assert max(map(len, lines)) <= width
+    downloads = next(line.split() for line in lines if line.startswith("downloads"))
+    assert downloads[:4] == ["downloads", "37,020", "40", "0.0"]
+    head = next(line for line in lines if "pending" in line)
+    assert ("done" in head, "retried" in head) == (width >= 60, False)
+    assert any("1,234  paused" in line for line in lines)
+    assert any(line.split()[:2] == ["processor", "h\\x1b[31m"] for line in lines)
+
+
+def test_downloads_that_do_not_progress_are_told() -> None:
+    assert any("do not progress" in line for line in shown(snapshot(stalled=True)))
+    assert not any("do not progress" in line for line in shown(snapshot(stalled=False)))

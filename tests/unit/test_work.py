@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 import structlog
+import trio
+import trio.testing
 
 from downloader.config import Settings
 from downloader.fetch import Fetcher
@@ -26,8 +29,10 @@ from downloader.model import (
 )
 from downloader.notify import Bulkhead, Delivered, Payload, Result
 from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters
-from downloader.scheduler import LeaseEnd
+from downloader.scheduler import Held, LeaseEnd
+from downloader.scheduler.leases import HeldLease
 from downloader.service.destinations import own_limits
+from downloader.service.roles import LONG_S, MOST_LONG, running_long
 from downloader.service.work import Callbacks, Downloads, within_age, within_deadline
 from downloader.store import Settlement
 
@@ -69,13 +74,24 @@ class Fetched:
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
         self.attempts = 0
+        self.downloads: Downloads | None = None
+        self.received: Mapping[str, int] = {}
 
-    async def attempt(self, lease: Lease, *, still_ours: Callable[[], bool]) -> Outcome:  # noqa: ARG002
+    async def attempt(
+        self,
+        lease: Lease,  # noqa: ARG002
+        *,
+        still_ours: Callable[[], bool],  # noqa: ARG002
+        on_progress: Callable[[int, int | None], None],
+    ) -> Outcome:
+        on_progress(7, None)
+        self.received = dict(self.downloads.received) if self.downloads else {}
         self.attempts += 1
         return self.outcome
 
 
 SUCCEEDED = Outcome(verdict=Verdict.SUCCEEDED)
+LATER = CallbackOutcome(verdict=Verdict.RETRY, error="no")
 RETRY = Outcome(verdict=Verdict.RETRY, error="no", error_code=ErrorCode.TIMEOUT, retry_after_s=120)
 
 
@@ -327,3 +343,42 @@ async def test_both_ends_of_a_callback_name_the_limit_of_its_destination() -> No
     closed = await work.attempt(replace(job, group="http http://c"), lambda: True)
     assert closed.callback is not None
     assert closed.callback.limit == 2
+
+
+async def test_the_bytes_of_a_running_download_are_known_until_it_ends() -> None:
+    work, task = downloads(), lease(Kind.DOWNLOAD)
+    fetcher = Fetched(SUCCEEDED)
+    fetcher.downloads, work.fetcher = work, cast("Any", fetcher)
+    await work.attempt(task, lambda: True)
+    assert (fetcher.received, work.received) == ({task.id: 7}, {})
+
+
+async def test_a_report_has_the_downloads_that_have_run_longest(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    held: Held = {}
+    for _ in range(MOST_LONG + 1):
+        entry = HeldLease(
+            lease(Kind.DOWNLOAD), asked_at=0, lease_s=60, longest_s=60, clock=float, work_until=math.inf
+        )
+        held[entry] = None
+    ids = [entry.lease.id for entry in held]
+    assert running_long(held, {}) == {}
+    await trio.sleep(LONG_S)
+    assert running_long(held, {ids[3]: 9}) == dict.fromkeys(ids[:MOST_LONG], 0) | {ids[3]: 9}
+    for entry in list(held)[1:]:
+        entry.started_at = trio.current_time()
+    assert list(running_long(held, {})) == ids[:1]
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_line_says_where_it_failed_and_in_which_trace(kind: Kind) -> None:
+    task = lease(kind)
+    task = replace(task, spec=replace(task.spec, traceparent=f"00-{'ab' * 16}-{'cd' * 8}-01"))
+    work = downloads() if kind is Kind.DOWNLOAD else callbacks()
+    with structlog.testing.capture_logs() as lines:
+        work.note_end(Settlement.of(task, RETRY if kind is Kind.DOWNLOAD else LATER), 1.0)
+    [line] = lines
+    assert line["trace_id"] == "ab" * 16
+    where = ("host", "x") if kind is Kind.DOWNLOAD else ("destination", "a")
+    assert line[where[0]] == where[1]

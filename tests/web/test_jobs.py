@@ -122,3 +122,70 @@ async def test_a_job_is_found_by_its_id_and_cancelled(browse: Browse, page_url: 
         assert [text for text in seen.complaints if "404" not in text] == []
 
     await browse(page_url, look)
+
+
+async def test_jobs_of_a_state_are_selected_and_cancelled(
+    browse: Browse, page_url: str, store: JobStore
+) -> None:
+    specs = [spec_for(store, "a") for _ in range(30)]
+    await store.submit([Submission(spec=spec) for spec in specs])
+    [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 60)).leases
+    await store.report(
+        "worker-1", "processor", {"instance": "worker-1", "running": {lease.id: 3 * 2**20}}, 60
+    )
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        seen.open()
+        rows = page.locator("#jobs tbody tr")
+        expect(rows).to_have_count(1)
+        expect(rows).to_contain_text("3 MiB so far · worker-1")
+        page.get_by_label("State of the jobs").select_option("pending")
+        expect(page.locator("#jobs-none")).to_contain_text("type its whole name")
+        page.get_by_label("Aggregation of the jobs").fill("a")
+        expect(rows).to_have_count(25)
+        assert seen.barriers() == []
+        page.locator("#jobs-after").click()
+        expect(rows).to_have_count(4)
+        page.get_by_label("Select all jobs of this page").check()
+        rows.first.get_by_role("checkbox").uncheck()
+        chosen = [box.get_attribute("aria-label") or "" for box in rows.get_by_role("checkbox").all()[1:]]
+        page.get_by_role("button", name="Cancel the selected").click()
+        page.get_by_role("dialog", name="Cancel 3 jobs?").get_by_role("button", name="Cancel the").click()
+        expect(page.locator("#said")).to_contain_text("3 jobs are cancelled.")
+        ids = {label.removeprefix("Select job ") for label in chosen}
+        states = {spec.id: stored(store, spec.id).download.state for spec in specs}
+        assert {job_id for job_id, state in states.items() if state == "cancelled"} == ids
+        seen.check()
+
+    await browse(page_url, look)
+
+
+async def test_selected_failures_are_tried_again(browse: Browse, page_url: str, store: JobStore) -> None:
+    specs = [spec_for(store, name) for name in ("a", "b")]
+    await store.submit([Submission(spec=spec) for spec in specs])
+    await end_all(store, BROKEN, callback=REFUSED)
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        seen.open()
+        page.get_by_label("State of the jobs").select_option("callback")
+        row = page.locator("#jobs tbody tr").filter(has_text="410 Gone")
+        expect(row).to_have_count(2)
+        page.get_by_label(f"Select job {specs[0].id}").check()
+        page.get_by_role("button", name="Send the selected callbacks again").click()
+        page.get_by_role("button", name="Try again").click()
+        expect(page.locator("#said")).to_contain_text("1 job is tried again.")
+        callbacks = [stored(store, spec.id).callback for spec in specs]
+        assert [task and task.state for task in callbacks] == ["pending", "failed"]
+        page.get_by_label("State of the jobs").select_option("failed")
+        page.get_by_label("Aggregation of the jobs").fill("B")
+        expect(page.locator("#jobs tbody tr")).to_have_count(1)
+        page.get_by_label(f"Select job {specs[1].id}").check()
+        page.get_by_role("button", name="Download the selected again").click()
+        page.get_by_role("button", name="Try again").click()
+        expect(page.locator("#said")).to_contain_text("1 job is tried again.")
+        assert stored(store, specs[1].id).download.state == "pending"
+        seen.check()
+
+    await browse(page_url, look)

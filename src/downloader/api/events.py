@@ -61,6 +61,8 @@ class Pace:
     """Shortest time between two samples: a change shows within about a second."""
     history_s: float = 5.0
     """Time between two samples of the history, as between two reports of an instance by default."""
+    stall_s: float = 600.0
+    """Downloads do not progress if one has been due and no attempt has ended for this long."""
     alive_s: float = 15.0
     """Silence after which an `alive` event is sent; proxies close silent streams after 30 s or more."""
 
@@ -189,7 +191,16 @@ class Events:
             backlog = await self._store.backlog(DESTINATIONS)
             reports = {role: await self._store.reports(role) for role in ROLES}
             totals = {role: await self._store.totals(role) for role in COUNTED_ROLES}
-            snapshot = Snapshot(store=True, reports=reports, totals=totals, backlog=backlog, load=load)
+            due_ms = backlog.oldest_due_ms or backlog.now_ms
+            quiet_s = min((backlog.now_ms - due_ms) / 1000, trio.current_time() - self.history.moved_at)
+            snapshot = Snapshot(
+                store=True,
+                reports=reports,
+                totals=totals,
+                backlog=backlog,
+                load=load,
+                stalled=quiet_s > self.pace.stall_s,
+            )
         except StoreError:
             snapshot = replace(self._snapshot or NOTHING_KNOWN, store=False)
         except Exception:  # noqa: BLE001  an error of the web page must not stop the API

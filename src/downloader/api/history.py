@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from math import isinf
+from math import inf, isinf
 from typing import Any
 
 import trio
@@ -37,6 +37,9 @@ RATES = {
     "delivered": ("notifier", "callbacks_delivered"),
 }
 """Role and counter of each rate."""
+
+ATTEMPTS = ("downloads_succeeded", "downloads_failed", "downloads_retried", "downloads_throttled")
+"""Counters of attempts that have ended."""
 
 LATENCIES = {
     "queue_wait": ("processor", "queue_wait_seconds"),
@@ -63,6 +66,8 @@ class History:
         self._samples: deque[Mapping[str, Any]] = deque(maxlen=KEPT)
         self.newest = 0
         """Number of the newest sample, 0 while there is none."""
+        self.moved_at = inf
+        """When an attempt at a download last ended, by Trio's clock, or this process began to look."""
         self._kept = 0
         """The five minutes of the last point of the backlog that this process has added."""
 
@@ -77,9 +82,14 @@ class History:
             self._read.clear()
             self._add({"at_ms": int(time.time() * 1000)})
             return
+        if not self._read:
+            self.moved_at = trio.current_time()
         self._read.append((trio.current_time(), totals))
         if len(self._read) > 1:
             (begun, before), (last, previous), (now, newest) = self._read[0], self._read[-2], self._read[-1]
+            ended = by_name(_growth(previous, newest, "processor"))
+            if any(ended.get(name) for name in ATTEMPTS):
+                self.moved_at = now
             self._add(
                 {
                     "at_ms": int(time.time() * 1000),

@@ -45,6 +45,8 @@ class Snapshot:
     backlog: Backlog | None
     load: Load | None
     """`None`, like `backlog`, until the store first responds."""
+    stalled: bool = False
+    """A download has been due, and no attempt has ended, for some minutes."""
 
 
 NOTHING_KNOWN = Snapshot(store=False, reports={}, totals={}, backlog=None, load=None)
@@ -84,6 +86,7 @@ def _of_all(snapshot: Snapshot) -> Mapping[str, Any]:
         key=lambda row: (row["host"], row["started_ms"], row["instance"], row["role"]),
     )
     return {
+        "stalled": snapshot.stalled,
         "more_aggregations": max(0, load.total - min(len(load.aggregations), SHOWN)) if load else 0,
         "instances": instances[:INSTANCES],
         "more_instances": max(0, len(instances) - INSTANCES),
@@ -103,6 +106,7 @@ def _of_some(visible: Sequence[AggregationLoad]) -> Mapping[str, Any]:
     """The same members for a caller that may see only these aggregations: nothing about the fleet."""
     own = waiting_of_some(visible)
     return {
+        "stalled": False,
         "more_aggregations": max(0, len(visible) - SHOWN),
         "instances": [],
         "more_instances": 0,

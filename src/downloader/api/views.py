@@ -20,11 +20,24 @@ from downloader.wire import (
     JobCallback,
     JobFile,
     JobResponse,
+    Progress,
     Waiting,
     WaitingCallbacks,
     WaitingDownloads,
     moment,
 )
+
+
+def progress_of(reports: Iterable[Mapping[str, Any]], *, named: bool) -> Mapping[str, Progress]:
+    """How far the running downloads are that the processors have reported, by job id.
+
+    The names of instances begin with their hosts' names, so `named` is for callers that may see the fleet.
+    """
+    return {
+        job_id: Progress(received=received, instance=str(report.get("instance", "")) if named else "")
+        for report in reports
+        for job_id, received in report.get("running", {}).items()
+    }
 
 
 def job_view(view: JobView, download_url: Callable[[JobSpec, str], str]) -> Job:

@@ -91,8 +91,9 @@ async def _watch(service: Service, state: Mapping[str, Any], live: Live) -> bool
     newest, problem, interrupted = state, "", False
 
     def show() -> None:
-        height = live.console.size.height
-        live.update(view(newest, rates, title=service.api, height=height, problem=problem), refresh=True)
+        width, height = live.console.size
+        screen = view(newest, rates, title=service.api, height=height, width=width, problem=problem)
+        live.update(screen, refresh=True)
 
     async def heed_signals(scope: trio.CancelScope) -> None:
         nonlocal interrupted

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
@@ -21,6 +21,19 @@ WINDOW_S = 20.0
 
 INSTANCES = 8
 """Most instances shown on a screen."""
+
+_FLOW = {
+    "pending": 0,
+    "in flight": 0,
+    "per s": 0,
+    "bytes per s": 80,
+    "done": 60,
+    "failed": 50,
+    "retried": 80,
+}
+_INSTANCE = {"role": 0, "host": 0, "version": 80, "up": 60, "in flight": 0, "unhealthy": 60}
+_AGGREGATION = {"aggregation": 0, "in flight": 0, "limit": 60, "pending": 0, "state": 0}
+"""Columns of the tables, each with the width of the terminal from which on it is shown."""
 
 _FIXED_LINES = 9
 """Lines of the screen other than rows of the two tables."""
@@ -52,7 +65,13 @@ def _count(counters: Mapping[str, Any], role: str, name: str) -> float:
 
 
 def view(
-    state: Mapping[str, Any], rates: Rates, *, title: str, height: int | None, problem: str = ""
+    state: Mapping[str, Any],
+    rates: Rates,
+    *,
+    title: str,
+    height: int | None,
+    width: int = 80,
+    problem: str = "",
 ) -> RenderableType:
     """The screen.
 
@@ -61,6 +80,7 @@ def view(
         rates: of its counters.
         title: the service's address.
         height: lines of the terminal; `None`: unlimited.
+        width: columns of the terminal.
         problem: why the snapshot is outdated; empty if current.
     """
     instances = state.get("instances", [])
@@ -70,11 +90,11 @@ def view(
     return Group(
         _head(state, title, problem),
         *lines,
-        _flow(state, rates),
+        _flow(state, rates, width),
         Text(),
-        _instances(shown, more=len(instances) - len(shown) + state.get("more_instances", 0)),
+        _instances(shown, width, more=len(instances) - len(shown) + state.get("more_instances", 0)),
         Text(),
-        _aggregations(state, room),
+        _aggregations(state, room, width),
     )
 
 
@@ -99,42 +119,52 @@ def _troubles(state: Mapping[str, Any]) -> Sequence[Text]:
         for name in row.get("troubles", ()):
             hosts.setdefault(name, set()).add(str(row.get("host", "")))
     lines = [f"{TROUBLES.get(name, name)}: {', '.join(sorted(names))}" for name, names in hosts.items()]
+    if state.get("stalled"):
+        lines.append("downloads do not progress: no attempt has ended for ten minutes")
     return [Text(escape(line), "bold red", overflow="ellipsis", no_wrap=True) for line in sorted(lines)]
 
 
-def _flow(state: Mapping[str, Any], rates: Rates) -> Table:
+def _table(columns: Mapping[str, int], width: int, left: Collection[str], *, expand: bool = False) -> Table:
+    """A table with the columns for which the terminal has room, all but those `left` with numbers."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0), expand=expand)
+    for name, least in columns.items():
+        if width >= least:
+            ratio = 1 if expand and not table.columns else None
+            justify: Literal["left", "right"] = "left" if name in left else "right"
+            table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis", ratio=ratio)
+    return table
+
+
+def _add(table: Table, cells: Mapping[str, RenderableType]) -> None:
+    """Add a row, with a cell for each column by the name of the column."""
+    table.add_row(*(cells.get(str(column.header), "") for column in table.columns))
+
+
+def _flow(state: Mapping[str, Any], rates: Rates, width: int) -> Table:
     counters, flying = state.get("counters", {}), state.get("in_flight", {})
     waiting = state.get("waiting") or {}  # missing if the token may not see all aggregations
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    for name in ("pending", "in flight", "per s", "bytes per s", "done", "failed", "retried"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table({"": 0, **_FLOW}, width, left=[""])
     rows = (
         ("downloads", "processor", "downloads_succeeded", "downloads_failed", "downloads_retried"),
         ("callbacks", "notifier", "callbacks_delivered", "callbacks_failed", "callbacks_retried"),
     )
     for label, role, good, bad, again in rows:
-        if role not in counters:  # nor for a token that may not see all aggregations
-            table.add_row(Text(label, "bold"), *_present(waiting, flying, label))
-            continue
-        numbers = [int(_count(counters, role, name)) for name in (good, bad, again)]
-        volume = decimal(int(rates.of(role, "bytes"))) if role == "processor" else ""
-        table.add_row(
-            Text(label, "bold"),
-            *_present(waiting, flying, label),
-            f"{rates.of(role, good) + rates.of(role, bad):.1f}",
-            volume,
-            f"{numbers[0]:,}",
-            Text(f"{numbers[1]:,}", "red" if numbers[1] else ""),
-            f"{numbers[2]:,}",
-        )
+        cells: dict[str, RenderableType] = {
+            "": Text(label, "bold"),
+            "pending": _number((waiting.get(label) or {}).get("pending")),
+            "in flight": _number(flying.get(label)),
+        }
+        if role in counters:  # not for a token that may not see all aggregations
+            numbers = [int(_count(counters, role, name)) for name in (good, bad, again)]
+            cells |= {
+                "per s": f"{rates.of(role, good) + rates.of(role, bad):.1f}",
+                "bytes per s": decimal(int(rates.of(role, "bytes"))) if role == "processor" else "",
+                "done": f"{numbers[0]:,}",
+                "failed": Text(f"{numbers[1]:,}", "red" if numbers[1] else ""),
+                "retried": f"{numbers[2]:,}",
+            }
+        _add(table, cells)
     return table
-
-
-def _present(waiting: Mapping[str, Any], flying: Mapping[str, int], label: str) -> tuple[str, str]:
-    """How many wait and how many are in flight; empty for what the token may not see."""
-    pending = (waiting.get(label) or {}).get("pending")
-    return _number(pending), _number(flying.get(label))
 
 
 def _number(value: int | None) -> str:
@@ -154,47 +184,38 @@ def _backlog(state: Mapping[str, Any], rates: Rates) -> Sequence[Text]:
     return [Text(", ".join(parts), "dim", overflow="ellipsis", no_wrap=True)] if parts else []
 
 
-def _instances(instances: list[Mapping[str, Any]], *, more: int) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("role", "host", "version", "up", "in flight", "unhealthy"):
-        table.add_column(name, justify="right" if name in ("up", "in flight") else "left", no_wrap=True)
+def _instances(instances: list[Mapping[str, Any]], width: int, *, more: int) -> Table:
+    table = _table(_INSTANCE, width, left=["role", "host", "version", "unhealthy"])
     for row in instances:
         bad = ", ".join(
             f"{backend.get('backend')}: {backend.get('error')}" for backend in row.get("unhealthy", ())
         )
-        flying = row.get("in_flight")
-        table.add_row(
-            Text(escape(str(row.get("role", ""))), "bold"),
-            Text(escape(str(row.get("host", "")))),
-            Text(escape(str(row.get("version", "")))),
-            _since(row.get("started_ms", 0)),
-            "" if flying is None else f"{flying:,}",
-            Text(escape(bad), "red", overflow="ellipsis"),
-        )
+        cells: dict[str, RenderableType] = {
+            name: Text(escape(str(row.get(name, "")))) for name in ("host", "version")
+        }
+        cells["role"] = Text(escape(str(row.get("role", ""))), "bold")
+        cells["unhealthy"] = Text(escape(bad), "red", overflow="ellipsis")
+        cells |= {"up": _since(row.get("started_ms", 0)), "in flight": _number(row.get("in_flight"))}
+        _add(table, cells)
     if more:
         table.add_row(Text(f"and {more} more", "dim"))
     return table
 
 
-def _aggregations(state: Mapping[str, Any], room: int | None) -> RenderableType:
+def _aggregations(state: Mapping[str, Any], room: int | None, width: int) -> RenderableType:
     aggregations = state.get("aggregations", [])
     shown = aggregations if room is None or len(aggregations) <= room else aggregations[: room - 1]
     if not aggregations:
         return Text("no jobs wait or run", "dim")
     # With `expand`, the numbers keep their room beside a long name.
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0), expand=True)
-    table.add_column("aggregation", overflow="ellipsis", no_wrap=True, ratio=1)
-    for name in ("in flight", "limit", "pending"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True, min_width=15)
+    table = _table(_AGGREGATION, width, left=["aggregation", "state"], expand=True)
     for row in shown:
-        table.add_row(
-            Text(escape(str(row.get("aggr_id", "")))),
-            f"{row.get('in_flight', 0):,}",
-            f"{row.get('limit', 0):,}",
-            f"{row.get('pending', 0):,}",
-            Text(_state(row), "yellow"),
-        )
+        cells: dict[str, RenderableType] = {
+            name: f"{row.get(name.replace(' ', '_'), 0):,}" for name in ("in flight", "limit", "pending")
+        }
+        cells["aggregation"] = Text(escape(str(row.get("aggr_id", ""))))
+        cells["state"] = Text(_state(row), "yellow")
+        _add(table, cells)
     if more := len(aggregations) - len(shown) + state.get("more_aggregations", 0):
         table.add_row(Text(f"and {more:,} more", "dim"))
     return table

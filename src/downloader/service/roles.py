@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import trio
@@ -30,6 +31,12 @@ log = get_logger()
 
 Report = tuple[Mapping[str, Any], Mapping[str, int]]
 """Facts of a role, and counts by series."""
+
+LONG_S = 5.0
+"""A download that has run for longer is in its instance's reports, with its bytes so far."""
+
+MOST_LONG = 100
+"""Most downloads in a report, those that have run longest: the page has all reports read twice a second."""
 
 OUTAGE_LINE_S = 60.0
 """Time between two lines in the log about the same outage of the store."""
@@ -86,13 +93,29 @@ def downloads_worker(instance: Instance, fetcher: Fetcher, disk_has_room: Callab
         own_limits=own_limits(settings),
         disk_has_room=disk_has_room,
     )
+    held: Held = {}
+
+    def facts() -> Mapping[str, Any]:
+        return {
+            "predecessor": downloads.workers.snapshot(counters),
+            "running": running_long(held, downloads.received),
+        }
+
     return Worker(
         role="processor",
         work=downloads.work(),
         counters=counters,
         stop=instance.stop,
-        facts=lambda: {"predecessor": downloads.workers.snapshot(counters)},
+        facts=facts,
+        held=held,
     )
+
+
+def running_long(held: Held, received: Mapping[str, int]) -> Mapping[str, int]:
+    """The bytes so far of the downloads that have run for `LONG_S`, the oldest first, by job id."""
+    begun_at = trio.current_time() - LONG_S
+    ids = (entry.lease.id for entry in held if entry.started_at <= begun_at)
+    return {job_id: received.get(job_id, 0) for job_id in islice(ids, MOST_LONG)}
 
 
 def callbacks_worker(instance: Instance, backends: Mapping[str, Notifier]) -> Worker:

@@ -79,6 +79,8 @@ class Downloads:
     """See `callback_limit`."""
     traces: Traces | None = None
     workers: Workers = field(default_factory=Workers)
+    received: dict[str, int] = field(default_factory=dict)
+    """Bytes so far of the running downloads that have received some, by job id."""
     log: FilteringBoundLogger = field(default_factory=log.bind)
     """Bound once, because binding a logger for each job takes more CPU than a line that is not printed."""
 
@@ -125,8 +127,16 @@ class Downloads:
         if lease.spec.left_s(now_ms()) <= 0:
             return _OVERDUE
         with self.workers.working(lease.group):
-            attempt = partial(self.fetcher.attempt, lease, still_ours=still_ours)
-            outcome = await (traced_download(self.traces, lease, attempt) if self.traces else attempt())
+            attempt = partial(
+                self.fetcher.attempt,
+                lease,
+                still_ours=still_ours,
+                on_progress=lambda received, _: self.received.__setitem__(lease.id, received),
+            )
+            try:
+                outcome = await (traced_download(self.traces, lease, attempt) if self.traces else attempt())
+            finally:
+                self.received.pop(lease.id, None)
         return within_deadline(outcome, lease.spec.left_s(now_ms()))
 
     async def discard(self, lease: Lease) -> None:

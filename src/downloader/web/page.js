@@ -7,6 +7,7 @@ import { $, setText } from "./dom.js";
 import { failuresChanged } from "./failures.js";
 import { showFleet } from "./fleet.js";
 import { jobMayHaveChanged, openLinkedJob } from "./job.js";
+import { jobsChanged } from "./jobs.js";
 import { signIn } from "./signin.js";
 import { listen, stopListening } from "./stream.js";
 
@@ -23,6 +24,7 @@ function show(snapshot) {
   callbacksChanged(snapshot);
   failuresChanged(snapshot);
   jobMayHaveChanged();
+  jobsChanged();
   const busy = snapshot.aggregations.length > 0;
   const used = busy || Object.values(snapshot.counters.processor ?? { own: 1 }).some((value) => value > 0);
   $("quiet").hidden = busy || !used;

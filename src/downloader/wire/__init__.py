@@ -38,6 +38,7 @@ from downloader.wire.job import (
     JobPage,
     JobResponse,
     ListedJob,
+    Progress,
     Retried,
     Task,
 )
@@ -89,6 +90,7 @@ __all__ = [
     "LineProblem",
     "ListedJob",
     "Problem",
+    "Progress",
     "Ready",
     "Retried",
     "Session",

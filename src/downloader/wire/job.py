@@ -103,6 +103,15 @@ class JobCallback(Task):
     destination: RedactedUrl
 
 
+class Progress(WireModel):
+    """How far a download is that has run for some seconds."""
+
+    received: int
+    """Bytes so far, as of the last report of the instance."""
+    instance: str
+    """The instance that downloads; empty for a token that does not have all aggregations."""
+
+
 class Job(Task):
     """A job; the fields of a task are the download's."""
 
@@ -129,6 +138,8 @@ class Job(Task):
     """The group that the job belongs to; empty: none."""
     callback: JobCallback | None = None
     """`null` while there is none."""
+    progress: Annotated[Progress | None, optional()] = None
+    """Of a running download, unless it has begun just now."""
     kept_until: Moment | None = None
     """When file and record are deleted; `null` while the download or the callback goes on."""
 
@@ -161,6 +172,8 @@ class ListedJob(WireModel):
     tags: Annotated[Sequence[str], optional()] = ()
     group: Annotated[str, optional()] = ""
     """The job's group."""
+    progress: Annotated[Progress | None, optional()] = None
+    """Of a running download, unless it has begun just now."""
 
 
 class JobPage(WireModel):

@@ -17,7 +17,7 @@ from downloader.api.auth import sees_all, visible_aggregations
 from downloader.api.deps import ApiDeps, Context
 from downloader.api.problems import UNKNOWN_JOB, Problem, Refused
 from downloader.api.routing import BAD_QUERY, CURSOR, Parameter, ResponseSpec, bad_query, next_page, route
-from downloader.api.views import job_view
+from downloader.api.views import job_view, progress_of
 from downloader.model import JobSpec, State
 from downloader.store import CallbackPlan, Changed, JobStore, JobView, Listed
 from downloader.wire import (
@@ -95,7 +95,11 @@ async def show(context: Context, job_id: str) -> Job:
     view = await visible_job(context.store, job_id)
     if view is None:
         raise Refused(UNKNOWN_JOB)
-    return job_view(view, context.deps.download_url)
+    job = job_view(view, context.deps.download_url)
+    if job.state != "running":
+        return job
+    progress = progress_of(await context.store.reports("processor"), named=sees_all())
+    return job.model_copy(update={"progress": progress.get(job_id)})
 
 
 @route(
@@ -137,6 +141,11 @@ async def cancel(context: Context, job_id: str) -> Accepted:
             schema={"type": "string", "enum": ["", *_CALLBACK_STATES]},
         ),
         *_FILTERS,
+        Parameter(
+            name="count",
+            description="How many jobs a page has at the most.",
+            schema={"type": "integer", "minimum": 1, "maximum": PAGE},
+        ),
     ],
     responses={HTTPStatus.OK: ResponseSpec("A page.", JobPage, headers=_LINK)},
     problems={HTTPStatus.UNPROCESSABLE_ENTITY: "a parameter is malformed, or there is no such list"},
@@ -155,6 +164,10 @@ async def list_jobs(context: Context) -> tuple[JobPage, dict[str, str]]:
         async for page in pages:
             if page.jobs:
                 break
+    if state == State.RUNNING:
+        progress = progress_of(await context.store.reports("processor"), named=sees_all())
+        jobs = [job.model_copy(update={"progress": progress.get(job.id)}) for job in page.jobs]
+        page = page.model_copy(update={"jobs": jobs})
     return page, next_page("/jobs", page.cursor)
 
 
@@ -271,6 +284,9 @@ async def _pages(
     start, end = _time("since", which), _time("until", which)
     if which is Listed.PENDING and not aggr_id:
         raise bad_query("aggr_id", "is required for pending jobs, which are listed by aggregation.")
+    count = request.args.get("count", "") or str(PAGE)
+    if not re.fullmatch(r"[0-9]{1,3}", count) or not 1 <= int(count) <= PAGE:
+        raise bad_query("count", f"must be from 1 to {PAGE}.")
     tags = frozenset(filter(None, request.args.get("tags", "").split(",")))
     visible, ends = visible_jobs(), trio.current_time() + search_s
 
@@ -289,7 +305,7 @@ async def _pages(
     while True:
         try:
             listed = group if which is Listed.GROUP else aggr_id
-            page = await store.jobs(which, listed, cursor, PAGE, matches)
+            page = await store.jobs(which, listed, cursor, int(count), matches)
         except ValueError:
             raise bad_query("cursor", "must be one from an earlier answer.") from None
         yield page

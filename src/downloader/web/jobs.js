@@ -1,0 +1,149 @@
+// Jobs by state, a page at a time, and what is done with those that are selected.
+
+import { call, query } from "./api.js";
+import { act, complain, confirm } from "./dialogs.js";
+import { $, list, make, setForeign, setText } from "./dom.js";
+import { bytes, moment, plain, plural } from "./words.js";
+
+const ROWS = 25;
+const LOOK_MS = 2_000;
+const TYPING_MS = 200;
+
+// The cursors of the pages up to this one; the first page has none.
+let pages = [""];
+let next = "";
+let asked = 0;
+let lookedAt = -Infinity;
+let timer = 0;
+const selected = new Set();
+
+function detail(job) {
+  if (job.progress) return [`${bytes(job.progress.received)} so far`, job.progress.instance].filter(Boolean).join(" · ");
+  const at = job.failed_at ?? job.finished_at;
+  return [job.error, at && moment(new Date(at))].filter(Boolean).join(" · ");
+}
+
+const showRows = list($("jobs").tBodies[0], () => {
+  const [box, link, url, name] = [make("input"), make("a"), make("span", "sub"), make("bdi")];
+  const [narrow, state, more] = [make("bdi", "sub narrow"), make("span", "word"), make("span", "sub")];
+  box.type = "checkbox";
+  let id = "";
+  box.addEventListener("change", () => select([id], box.checked));
+  const head = make("th", "", link, url, narrow);
+  head.scope = "row";
+  return {
+    element: make("tr", "", make("td", "", box), head, make("td", "wide", name), make("td", "", state, more)),
+    patch(job) {
+      id = job.id;
+      box.checked = selected.has(id);
+      box.ariaLabel = `Select job ${id}`;
+      setText(link, id);
+      link.href = `#job/${id}`;
+      setForeign(url, job.url);
+      setForeign(name, job.aggr_id);
+      setForeign(narrow, job.aggr_id);
+      setText(state, $("jobs-state").value === "callback" ? "callback failed" : job.state);
+      setForeign(more, detail(job));
+    },
+  };
+});
+
+let jobs = [];
+
+function show() {
+  const state = $("jobs-state").value;
+  showRows(jobs.map((job) => [job.id, job]));
+  $("jobs").hidden = jobs.length === 0;
+  const unnamed = state === "pending" && $("jobs-q").value === "";
+  setText($("jobs-none"), unnamed ? "Pending jobs are listed by aggregation: type its whole name." : "No such job.");
+  $("jobs-none").hidden = jobs.length > 0;
+  $("jobs-q").placeholder = state === "pending" ? "Whole name of an aggregation" : "Part of an aggregation";
+  $("jobs-before").hidden = pages.length === 1;
+  $("jobs-after").hidden = next === "";
+  const count = selected.size;
+  $("jobs-all").checked = count > 0 && count === jobs.length;
+  $("jobs-cancel").hidden = count === 0 || !["pending", "running"].includes(state);
+  $("jobs-retry").hidden = count === 0 || !["failed", "callback"].includes(state);
+  setText($("jobs-retry"), state === "callback" ? "Send the selected callbacks again" : "Download the selected again");
+}
+
+function select(ids, on) {
+  for (const id of ids) on ? selected.add(id) : selected.delete(id);
+  show();
+}
+
+async function look() {
+  clearTimeout(timer);
+  timer = 0;
+  lookedAt = performance.now();
+  const ticket = ++asked;
+  const [state, q] = [$("jobs-state").value, $("jobs-q").value];
+  const which = state === "callback" ? { callback: "failed" } : { state };
+  let page = { jobs: [], cursor: "" };
+  if (state !== "pending" || q) {
+    try {
+      const parameters = query({ ...which, [state === "pending" ? "aggr_id" : "q"]: q, count: ROWS, cursor: pages.at(-1) });
+      page = await call("GET", `jobs?${parameters}`);
+    } catch (problem) {
+      if (problem.status === 422) complain(problem);
+      return;
+    }
+  }
+  if (ticket !== asked) return;
+  jobs = page.jobs;
+  next = page.cursor;
+  for (const id of selected) if (!jobs.some((job) => job.id === id)) selected.delete(id);
+  show();
+}
+
+// After a change of the fleet, while the first page is shown: later pages stay as they are read.
+export function jobsChanged() {
+  if (pages.length === 1 && !timer) timer = setTimeout(look, Math.max(0, lookedAt + LOOK_MS - performance.now()));
+}
+
+function turn(to) {
+  pages = to;
+  selected.clear();
+  look();
+}
+
+$("jobs-before").addEventListener("click", () => turn(pages.slice(0, -1)));
+$("jobs-after").addEventListener("click", () => turn([...pages, next]));
+$("jobs-state").addEventListener("change", () => turn([""]));
+$("jobs-form").addEventListener("submit", (event) => event.preventDefault());
+$("jobs-all").addEventListener("change", () => select(jobs.map(({ id }) => id), $("jobs-all").checked));
+let typing = 0;
+$("jobs-q").addEventListener("input", () => {
+  clearTimeout(typing);
+  typing = setTimeout(() => turn([""]), TYPING_MS);
+});
+
+// One request for each job; a job whose state has changed meanwhile is left as it is.
+async function each(title, text, verb, method, path, done) {
+  const ids = [...selected];
+  if (!(await confirm(title(plural(ids.length, "job", "jobs")), text, verb, { danger: method === "DELETE" }))) return "";
+  let count = 0;
+  for (const id of ids) {
+    try {
+      await call(method, path(id));
+      count += 1;
+    } catch (problem) {
+      if (![404, 409].includes(problem.status)) throw problem;
+    }
+  }
+  selected.clear();
+  look();
+  const left = ids.length - count;
+  return `${plural(count, "job is", "jobs are")} ${done}.${left ? ` ${plain.format(left)} had ended or changed meanwhile.` : ""}`;
+}
+
+$("jobs-cancel").addEventListener("click", () =>
+  act($("jobs-cancel"), () =>
+    each((count) => `Cancel ${count}?`, "Their callbacks report that they were cancelled.", "Cancel the selected", "DELETE", (id) => `jobs/${id}`, "cancelled")),
+);
+$("jobs-retry").addEventListener("click", () => {
+  const download = $("jobs-state").value === "failed";
+  const text = download ? "Each begins anew, and its callback is sent when it ends." : "Their receivers know them by their id.";
+  act($("jobs-retry"), () =>
+    each((count) => `Try ${count} again?`, text, "Try again", "POST", (id) => `retry/${id}${download ? "?download=1" : ""}`, "tried again"));
+});
