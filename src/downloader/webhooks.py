@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from downloader.errors import ConfigError, DownloaderError
-from downloader.wire import Callback
+from downloader.wire import Callback, GroupCallback
 
 _HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 _PREFIX = "whsec_"
@@ -40,6 +40,7 @@ class NotACallback(WebhookError):
 
 
 _ONE, _MANY = TypeAdapter(Callback), TypeAdapter(list[Callback])
+_GROUP = TypeAdapter(GroupCallback)
 
 T = TypeVar("T")
 
@@ -70,6 +71,14 @@ def verify_batch(*, headers: Mapping[str, str], body: bytes, secrets: str | Sequ
     those callbacks again.
     """
     return _verified(_MANY, headers, body, secrets)
+
+
+def verify_group(*, headers: Mapping[str, str], body: bytes, secrets: str | Sequence[str]) -> GroupCallback:
+    """Check the signature of the callback of a group of jobs, then parse the body.
+
+    Arguments and errors are those of `verify`.
+    """
+    return _verified(_GROUP, headers, body, secrets)
 
 
 def _verified(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,8 +16,8 @@ from standardwebhooks import Webhook
 
 from downloader.errors import ConfigError
 from downloader.model import ErrorCode, FileFacts, JobSpec, Outcome, Verdict
-from downloader.webhooks import NotACallback, NotSigned, SignatureRefused, WebhookError, verify
-from downloader.wire import Callback, callback_body
+from downloader.webhooks import NotACallback, NotSigned, SignatureRefused, WebhookError, verify, verify_group
+from downloader.wire import Callback, callback_body, group_callback_body
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OTHER = "whsec_" + base64.b64encode(b"another key").decode().rstrip("=")
@@ -176,4 +177,23 @@ def test_any_other_request_raises_a_webhook_error(
 ) -> None:
     headers = {"webhook-id": identity, "webhook-timestamp": timestamp, "webhook-signature": signature}
     with pytest.raises(WebhookError):
+        verify(headers=headers, body=body, secrets=SECRET)
+
+
+def test_the_callback_of_a_group() -> None:
+    counts = '{"jobs":2,"succeeded":1,"failed":1,"cancelled":0,"first_at":1,"last_at":2000}'
+    spec = JobSpec(id="x", aggr_id="g", aggr_limit=1, url="", completes=counts, extra="\ud800")
+    body = group_callback_body(spec)
+    assert json.loads(body)["extra"] == "\ud800"
+    body = group_callback_body(replace(spec, extra="e"))
+    headers = {
+        "webhook-id": "x",
+        "webhook-timestamp": str(int(time.time())),
+        "webhook-signature": Webhook(SECRET).sign("x", datetime.now(UTC), body.decode()),
+    }
+    callback = verify_group(headers=headers, body=body, secrets=SECRET)
+    assert (callback.group, callback.jobs, callback.last_at) == ("g", 2, "1970-01-01T00:00:02.000Z")
+    with pytest.raises(SignatureRefused):
+        verify_group(headers=headers, body=body + b" ", secrets=SECRET)
+    with pytest.raises(NotACallback):
         verify(headers=headers, body=body, secrets=SECRET)
