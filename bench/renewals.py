@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import quantiles
@@ -19,7 +20,7 @@ import trio
 from bench import fill
 from bench.processes import helper
 from downloader.config import RedisSettings
-from downloader.model import Kind
+from downloader.model import Kind, Lease
 from downloader.store import JobStore, Settled, asyncio_loop, open_store
 
 LEASES = 256
@@ -44,10 +45,8 @@ async def submit(url: str, streams: int) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def renew(store: JobStore, seconds: float) -> list[float]:
+async def renew(store: JobStore, leases: Sequence[Lease], seconds: float) -> list[float]:
     """The durations (s) of the renewals of all leases."""
-    leases = (await store.lease(Kind.DOWNLOAD, "bench", LEASES, fill.LEASE_S)).leases
-    assert len(leases) == LEASES
     took = []
     until = time.perf_counter() + seconds
     while (began := time.perf_counter()) < until:
@@ -62,12 +61,14 @@ async def measure(url: str, streams: int, apis: int, seconds: float) -> None:
     """Print a line for a store without other work, and one for a store with streams."""
     async with asyncio_loop(), open_store(RedisSettings(url=url, timeout=60)) as store:
         await fill.submit(store, fill.specs(store, count=LEASES, aggregations=1, **OTHER))  # type: ignore[arg-type]
+        leases = (await store.lease(Kind.DOWNLOAD, "bench", LEASES, fill.LEASE_S)).leases
+        assert len(leases) == LEASES
         for count in (0, streams):
             with ExitStack() as stack:
                 for _ in range(apis if count else 0):
                     api = helper("renewals", "--submit", url, "--streams", count // apis)
                     await trio.to_thread.run_sync(stack.enter_context, api)
-                hundredths = quantiles(await renew(store, seconds), n=100, method="inclusive")
+                hundredths = quantiles(await renew(store, leases, seconds), n=100, method="inclusive")
             p50, p99 = 1000 * hundredths[49], 1000 * hundredths[98]
             print(f"renewal of {LEASES} beside {count} streams: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
 
