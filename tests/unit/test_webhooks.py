@@ -43,8 +43,9 @@ PAYLOAD: dict[str, Any] = {
     "content_type": "image/png",
     "final_url": "https://cdn.example.org/image.png",
     "not_modified": False,
+    "md5": "",
 }
-NEWER = ("tags", "etag", "last_modified", "content_type", "final_url", "not_modified")
+NEWER = ("tags", "etag", "last_modified", "content_type", "final_url", "not_modified", "md5")
 """Fields that a service of an earlier version does not send."""
 BODY = json.dumps(PAYLOAD).encode()
 
