@@ -337,6 +337,33 @@ async def test_a_job_whose_download_is_over_is_not_cancelled(api: Served) -> Non
     assert (await api.client.get(f"/jobs/{job_id}")).json()["state"] == "succeeded"
 
 
+@pytest.mark.parametrize("outcome", [SUCCEEDED, FAILED])
+async def test_what_is_left_of_an_ended_job_is_deleted_at_once(api: Served, outcome: Outcome) -> None:
+    job_id = await submit(api)
+    answer = await api.client.delete(f"/jobs/{job_id}?purge=1")
+    assert (answer.status_code, answer.json()["code"]) == (409, "not_ended")
+    [lease] = (await api.store.lease(Kind.DOWNLOAD, "worker", 9, 30)).leases
+    await api.store.settle("worker", [downloaded(lease, outcome, None, 60.0)])
+    for _ in range(2):
+        answer = await api.client.delete(f"/jobs/{job_id}?purge=1")
+        assert (answer.status_code, answer.json()) == (202, {"id": job_id})
+    assert (await api.client.get(f"/jobs?state={outcome.verdict}")).json()["jobs"] == []
+    assert (await api.client.post(f"/retry/{job_id}?download=1")).status_code == 409
+    [reaped] = (await api.store.reap(9, 60)).jobs
+    assert reaped.has_file is (outcome is SUCCEEDED)
+    await api.store.remove([reaped.spec.id])
+    for gone in (await api.client.get(f"/jobs/{job_id}"), await api.client.delete(f"/jobs/{job_id}?purge=1")):
+        assert (gone.status_code, gone.json()["code"]) == (404, "unknown_job")
+
+
+async def test_a_job_whose_callback_is_pending_is_not_deleted(api: Served) -> None:
+    job_id = await submit(api)
+    await finish(api.store, SUCCEEDED)
+    answer = await api.client.delete(f"/jobs/{job_id}?purge=1")
+    assert (answer.status_code, answer.json()["code"]) == (409, "not_ended")
+    assert (await api.store.reap(9, 60)).jobs == []
+
+
 @pytest.mark.row("H18")
 async def test_a_form_on_another_site_cannot_retry(api: Served) -> None:
     job_id = await submit(api)

@@ -90,6 +90,7 @@ async def use_every_transition(store: JobStore, clock: StoreClock) -> None:
         await store.aggregation(name)
     [failed, *_] = (await store.jobs(Listed.FAILED_DOWNLOADS, "", "", 5)).jobs
     await store.retry(failed.id, download=True, limit=4)
+    await store.purge(failed.id)
     await store.load(5)
     await store.backlog(5)
     reapable = await store.reap(3, 60)

@@ -12,7 +12,7 @@ from downloader.server import Message, client_of
 
 _log = get_logger()
 
-Action = Literal["cancel", "cancel_jobs", "retry", "retry_jobs", "adjust", "pause_all"]
+Action = Literal["cancel", "cancel_jobs", "purge", "retry", "retry_jobs", "adjust", "pause_all"]
 
 
 def audit(action: Action, **changed: Any) -> None:

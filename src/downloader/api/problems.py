@@ -153,6 +153,7 @@ CODES: Mapping[str, str] = {
     "group_sealed": "The group is sealed and takes no more jobs.",
     "idempotency_conflict": "The idempotency key was used with another job.",
     "idempotency_key": "The idempotency key is not 1 to 255 printable ASCII characters.",
+    "not_ended": "The download or the callback of the job goes on.",
     "not_to_be_cancelled": "The download of the job is over.",
     "not_to_be_retried": "The job is not in a state to be retried.",
     "over_quota": "The token has reached one of its quotas; see Retry-After.",

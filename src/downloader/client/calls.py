@@ -303,6 +303,10 @@ class Calls:
         """Cancel a job that waits or is being downloaded."""
         yield from self._call("DELETE", f"jobs/{bodies.segment(job_id)}")
 
+    def purge(self, job_id: str) -> Steps[None]:
+        """Delete the file and the record of a job that has ended, before their time."""
+        yield from self._call("DELETE", f"jobs/{bodies.segment(job_id)}", params={"purge": "1"})
+
     def cancel_jobs(self, aggr_id: str) -> Steps[int]:
         """Cancel all jobs of an aggregation that wait or are being downloaded; returns how many.
 

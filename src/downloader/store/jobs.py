@@ -371,6 +371,11 @@ class JobStore(GroupStore):
         """Delete the records of jobs from `reap`; jobs of a silent shard are returned by `reap` again."""
         await self._client.run_rows("remove", {}, [{"id": job_id} for job_id in job_ids])
 
+    async def purge(self, job_id: str) -> Changed:
+        """Let the next `reap` return a job that has ended, whose time to be kept is not over."""
+        [answer] = await self._client.run_rows("purge", {}, [{"id": job_id}])
+        return Changed(answer)
+
     async def retry(
         self, job_id: str, *, download: bool, limit: int, own_limits: Mapping[str, int] = NO_LIMITS
     ) -> Changed:

@@ -76,7 +76,7 @@ class Settled(StrEnum):
 
 
 class Changed(StrEnum):
-    """The store's answer to `retry` and `cancel`."""
+    """The store's answer to `retry`, `cancel` and `purge`."""
 
     DONE = "done"
     """Done, now or by an earlier call."""

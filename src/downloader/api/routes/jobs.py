@@ -58,6 +58,12 @@ _DOWNLOAD = Parameter(
     schema={"type": "string", "enum": ["1", "0"]},
 )
 
+_PURGE = Parameter(
+    name="purge",
+    description="Delete the file and the record of a job that has ended instead, before their time.",
+    schema={"type": "string", "enum": ["1", "0"]},
+)
+
 _TIME = {"type": "string", "anyOf": [{"format": "date-time"}, {"const": ""}]}
 
 _FILTERS = (
@@ -106,15 +112,21 @@ async def show(context: Context, job_id: str) -> Job:
     "DELETE",
     "/jobs/<job_id>",
     scope="submit",
-    responses={HTTPStatus.ACCEPTED: ResponseSpec("It is cancelled.", Accepted)},
-    problems={HTTPStatus.NOT_FOUND: _UNKNOWN, HTTPStatus.CONFLICT: "its download is over"},
+    parameters=[_PURGE],
+    responses={HTTPStatus.ACCEPTED: ResponseSpec("It is cancelled, or is being deleted.", Accepted)},
+    problems={
+        HTTPStatus.NOT_FOUND: _UNKNOWN,
+        HTTPStatus.CONFLICT: "its download is over, or with `purge` it has not ended",
+    },
 )
 async def cancel(context: Context, job_id: str) -> Accepted:
-    """Cancel a job.
+    """Cancel a job, or delete what is left of it.
 
-    It may wait or be in flight. Its callback reports the `error_code` `cancelled`.
+    A job to cancel may wait or be in flight. Its callback reports the `error_code` `cancelled`.
     """
     deps, view = context.deps, await visible_job(context.store, job_id)
+    if _is_set("purge"):
+        return await _purge(context.store, job_id, view)
     result = Changed.UNKNOWN
     if view is not None:
         plan = callback_of_cancelled(view.spec, deps)
@@ -124,6 +136,16 @@ async def cancel(context: Context, job_id: str) -> Accepted:
     if result is Changed.CONFLICT:
         raise Refused(_NOT_TO_BE_CANCELLED)
     audit("cancel", job_id=job_id, aggr_id=view.spec.aggr_id)
+    return Accepted(id=job_id)
+
+
+async def _purge(store: JobStore, job_id: str, view: JobView | None) -> Accepted:
+    result = Changed.UNKNOWN if view is None else await store.purge(job_id)
+    if view is None or result is Changed.UNKNOWN:
+        raise Refused(UNKNOWN_JOB)
+    if result is Changed.CONFLICT:
+        raise Refused(_NOT_ENDED)
+    audit("purge", job_id=job_id, aggr_id=view.spec.aggr_id)
     return Accepted(id=job_id)
 
 
@@ -193,7 +215,7 @@ async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]
     if well_formed and (sees_all() or await visible_job(context.store, job_id) is not None):
         result = await context.store.retry(
             job_id,
-            download=_wants_download(),
+            download=_is_set("download"),
             limit=context.deps.callback_limit,
             own_limits=context.deps.own_limits,
         )
@@ -201,7 +223,7 @@ async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]
         raise Refused(UNKNOWN_JOB)
     if result is Changed.CONFLICT:
         raise Refused(_NOT_TO_BE_RETRIED)
-    audit("retry", job_id=job_id, download=_wants_download())
+    audit("retry", job_id=job_id, download=_is_set("download"))
     return Accepted(id=job_id), {"Location": f"/jobs/{job_id}"}
 
 
@@ -219,7 +241,7 @@ async def retry_all(context: Context) -> Retried:
     Each request goes on until some were retried or a second has passed; repeat it
     with the cursor.
     """
-    download = _wants_download()
+    download = _is_set("download")
     pages = _pages(
         context.store,
         Listed.FAILED_DOWNLOADS if download else Listed.FAILED_CALLBACKS,
@@ -246,8 +268,8 @@ async def retry_all(context: Context) -> Retried:
     return Retried(retried=retried, cursor=page.cursor)
 
 
-def _wants_download() -> bool:
-    return request.args.get("download", "") not in ("", "0", "false")
+def _is_set(name: str) -> bool:
+    return request.args.get(name, "") not in ("", "0", "false")
 
 
 def callback_of_cancelled(spec: JobSpec, deps: ApiDeps) -> CallbackPlan | None:
@@ -362,6 +384,12 @@ def _which(state: str, callback: str) -> Listed:
 
 _NOT_TO_BE_CANCELLED = Problem(
     status=HTTPStatus.CONFLICT, code="not_to_be_cancelled", detail="The download of this job is over."
+)
+
+_NOT_ENDED = Problem(
+    status=HTTPStatus.CONFLICT,
+    code="not_ended",
+    detail="Only a job whose download and callback are over can be deleted; cancel it first.",
 )
 
 _ENCRYPTED = Problem(
