@@ -117,6 +117,18 @@ async def test_an_object_that_is_there_stays_if_the_job_says_so(
     assert s3.uploads(moto, bucket) == []
 
 
+@pytest.mark.parametrize("key_exists", [None, "replace"])
+async def test_a_refusal_without_a_condition_is_no_success(
+    bucket: str, front: Front, tmp_path: Path, key_exists: KeyExists | None
+) -> None:
+    async with opened_storage(open_s3, section(bucket, front.url)) as storage:
+        for operation in ("PutObject", "CompleteMultipartUpload"):
+            front.on(operation, aws_front.answer(s3.error(412, "PreconditionFailed")))
+        for body in (small(key_exists=key_exists), spooled(tmp_path, LARGE_BYTES, key_exists=key_exists)):
+            with pytest.raises(StorageError, match=r"PreconditionFailed \(412\)"):
+                await storage.put("a/b", body)
+
+
 async def test_encryption_with_a_key_of_ones_own(moto: Moto, bucket: str) -> None:
     options = {"server_side_encryption": "aws:kms", "kms_key_id": "alias/ours"}
     async with opened_storage(open_s3, section(bucket, moto.url, **options)) as storage:

@@ -125,6 +125,8 @@ class Bucket:
             else:
                 await self._put_parts(full, body, body.path)
         except ObjectExists as exc:
+            if not _condition(body):
+                raise
             if body.key_exists == "fail" and not await self._tried(lambda _: self._is_stored(full, body)):
                 raise KeyTaken(f"S3 bucket {self.name}: another object has the key {key!r}") from exc
 
