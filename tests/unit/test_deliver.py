@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from downloader.model import (
+    SHA256_FILLING,
     CallbackOutcome,
     ErrorCode,
     FileFacts,
@@ -110,6 +111,17 @@ async def send(
         rng=random.Random(0),
         health=health or Breakers(["http", "other"]),
     )
+
+
+async def test_without_a_file_the_storage_is_not_asked_for_a_url() -> None:
+    # Without a digest, the key `{sha256}` is empty.
+    spec = replace(SPEC, key=SHA256_FILLING)
+
+    def url(spec: JobSpec, sha256: str) -> str:
+        raise StorageError(f"not a valid key: {spec.storage_key(sha256)!r}")
+
+    sent = await send(Delivered, lease(spec=spec, result=FAILURE), download_url=url)
+    assert sent == CallbackOutcome(verdict=Verdict.SUCCEEDED)
 
 
 @pytest.mark.parametrize("result", [Delivered(), Rejected("no"), RetryLater("later")])

@@ -118,7 +118,7 @@ def _body(lease: Lease, result: Outcome, download_url: Callable[[JobSpec, str], 
         lease.spec,
         result,
         attempts=lease.result_attempts,
-        download_url=download_url(lease.spec, result.file.sha256),
+        download_url=download_url(lease.spec, result.file.sha256) if result.has_file else "",
         final_url=_final_url(lease.spec, result),
     )
 
