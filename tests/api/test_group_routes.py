@@ -90,6 +90,13 @@ async def test_a_group_without_jobs(api: Served) -> None:
     assert (body["jobs"], body["first_at"], body["last_at"], body["extra"]) == (0, None, None, "")
 
 
+async def test_the_callback_of_a_group_obeys_the_destinations_own_limit(serving: Serving) -> None:
+    api = await serving(own_limits={"http https://client.example": 3})
+    await api.client.post("/groups/g", json=CALLBACK)
+    await api.client.post("/groups/g/seal")
+    assert (await leased(api.store, kind=Kind.CALLBACK)).limit == 3
+
+
 FAULTS: list[tuple[Mapping[str, object], str, str]] = [
     ({}, "callback_type", "required"),
     ({"callback_type": "none"}, "callback_type", "required"),

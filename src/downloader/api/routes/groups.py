@@ -99,7 +99,9 @@ async def set_callback(context: Context, group: str) -> Group:
         egress=deps.egress,
         caller=cast("Caller | None", request.scope.get(CALLER)),
     )
-    plan = CallbackPlan.of(spec, success=True, per_destination=deps.callback_limit)
+    plan = CallbackPlan.of(
+        spec, success=True, per_destination=deps.callback_limit, own_limits=deps.own_limits
+    )
     if plan is None:
         fault = fault_in("callback_type", "required", "callback_type must be a backend for a group.")
         raise Refused(faulty(HTTPStatus.UNPROCESSABLE_ENTITY, [fault]))
