@@ -36,7 +36,7 @@ async def test_a_group_from_its_jobs_to_its_end(api: Served, client: AsyncClient
     await client.submit(aggr_id="a", aggr_limit=1, url="https://h/", group="g", callback_type="none")
     group = await client.set_group_callback("g", callback_dst="https://client.example/done", extra=[1])
     assert (group.state, group.jobs, group.unfinished) == ("open", 3, 1)
-    with pytest.raises(WaitTimeout, match="1 jobs of the group have not ended within 0 s"):
+    with pytest.raises(WaitTimeout, match="is open after 0 s, and 1 of its jobs"):
         await client.wait_group("g", timeout_s=0)
     assert len([job async for job in client.jobs(group="g")]) == 1
     assert len([job async for job in client.jobs(group="g", state="failed")]) == 1

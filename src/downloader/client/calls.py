@@ -361,7 +361,8 @@ class Calls:
                 return group
             if time.monotonic() + pause_s > until:
                 raise WaitTimeout(
-                    f"{group.unfinished} jobs of the group have not ended within {timeout_s:g} s"
+                    f"the group is {group.state} after {timeout_s:g} s, and {group.unfinished} of its jobs"
+                    " have not ended"
                 )
             yield Pause(pause_s)
             pause_s = min(pause_s * 1.5, LONGEST_POLL_S)
