@@ -88,6 +88,19 @@ async def test_a_bad_row_is_refused_with_its_line(run: Run, text: str, line: int
     assert (ran.status, ran.err) == (1, "")
 
 
+async def test_a_cell_that_is_nested_too_deeply(run: Run) -> None:
+    text = f"url,request_headers\nX,{'[' * 100_000}\n"
+    [row] = (await run("submit", "--from-file", "-", "--json", stdin=text)).json_lines()
+    assert row["code"] == "bad_row"
+    assert row["detail"].startswith("standard input, line 2: request_headers: not of type object: [[")
+
+
+async def test_a_long_first_line_begins_no_table(run: Run, api: Served) -> None:
+    extra = "x" * 140_000  # more than a cell of a table may have
+    [job] = await submitted(run, api, json.dumps({"url": "https://h/1", "extra": extra}))
+    assert (job["url"], job["extra"]) == ("https://h/1", extra)
+
+
 async def test_a_bad_row_spoils_no_other(run: Run) -> None:
     text = 'url,extra\nhttps://h/1,a\nhttps://h/2,"a"b\nhttps://h/3,c\n'
     rows = (await run("submit", "--from-file", "-", "--json", stdin=text)).json_lines()

@@ -26,6 +26,9 @@ size in bytes and the MD5 in base64, with tabs between them."""
 
 MD5_DIGITS = 32
 
+SHOWN_CHARS = 80
+"""Most characters of a cell in an error text."""
+
 RESULT = (
     *("url", "id", "state", "error_code", "error", "response_code", "size", "sha256", "md5", "mime_type"),
     *("image_size", "etag", "last_modified", "final_url", "path", "download_url"),
@@ -79,7 +82,10 @@ def _table(first: str, lines: Iterator[str]) -> tuple[Reader, ReadCells] | None:
     if first.strip() == GOOGLE:
         return csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), _read_google
     delimiter = "\t" if "\t" in first else ","
-    columns = [name.strip() for name in next(csv.reader([first], delimiter=delimiter))]
+    try:
+        columns = [name.strip() for name in next(csv.reader([first], delimiter=delimiter))]
+    except csv.Error:  # a long line, such as a job with a long `extra`
+        return None
     if "url" not in columns:
         return None
     fields = TypeAdapter(DownloadRequest).json_schema()["properties"]
@@ -117,8 +123,8 @@ def _read_cells(columns: Sequence[str], types: Sequence[str], cells: Sequence[st
             continue
         try:
             job[column] = _value(type_, cell)
-        except ValueError:
-            raise ValueError(f"{column}: not of type {type_}: {cell}") from None
+        except (ValueError, RecursionError):
+            raise ValueError(f"{column}: not of type {type_}: {cell[:SHOWN_CHARS]}") from None
     if "url" not in job:
         raise ValueError("no url")
     return job

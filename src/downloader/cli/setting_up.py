@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import secrets
 import sys
@@ -122,6 +124,8 @@ def new_plugin(
         for path in sorted((Path(__file__).parents[1] / "template").iterdir())
         if path.is_file()
     }
+    if (taken := next(filter(Path.exists, texts), None)) is not None:
+        raise ConfigError(f"{taken}: {os.strerror(errno.EEXIST)}")
     for file, text in texts.items():
         # The name of a class as well: Hook.
         written = text.replace(TEMPLATE_NAME.title(), name.title()).replace(TEMPLATE_NAME, name)

@@ -1,4 +1,4 @@
-"""Callbacks to a webhook that requires a token."""
+"""Callbacks to a receiver that requires a token."""
 
 from __future__ import annotations
 
