@@ -68,8 +68,9 @@ class Event(StrEnum):
     """The job's workers died too often; terminal."""
     AUDIT = "audit"
     """A client has changed something: `action` is `cancel` (a job; terminal), `cancel_jobs` (of an
-    aggregation), `retry`, `retry_jobs`, `adjust` (an aggregation) or `pause_all`. `token` is the name of the
-    client's token, `client` its address, and the other fields say what was changed."""
+    aggregation or a group), `purge` (a job that has ended), `retry`, `retry_jobs`, `adjust` (an aggregation)
+    or `pause_all`. `token` is the name of the client's token, `client` its address, and the other fields say
+    what was changed."""
     WORK_DONE = "work.done"
     """What a processor or notifier has done in the last minute, by counter; absent if nothing."""
     CALLBACK_DELIVERED = "callback.delivered"
