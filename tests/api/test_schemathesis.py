@@ -36,7 +36,7 @@ NOT_TRIED = {
     "GET /events": "a stream without an end",
     "POST /downloads": "schemathesis writes no NDJSON; test_bulk.py sends it",
 }
-ANY_QUERY = {"GET /aggregations", "GET /failures", "GET /groups", "POST /retry"}
+ANY_QUERY = {"GET /aggregations", "GET /failures", "GET /groups", "GET /jobs", "POST /retry"}
 """Nearly every query is one: unknown parameters are ignored."""
 
 EXAMPLES = {"POST /download": 30, "GET /jobs": 30}
