@@ -58,7 +58,7 @@ def _started(server: redis.Redis) -> dict[str, float | None]:
         texts[key.rpartition(":")[2]] = server.hget(key.replace(":job:", ":download:task:"), "started")
     for key in server.scan_iter("downloader:*:ended", count=1000):
         for job_id, record in server.hscan_iter(key):
-            texts[str(job_id)] = ended.parse(str(record)).download["started"]
+            texts[str(job_id)] = ended.parse(str(record)).download.get("started")
     return {job_id: None if text is None else int(text) / 1000 for job_id, text in texts.items()}
 
 
