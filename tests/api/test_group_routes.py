@@ -203,3 +203,10 @@ async def test_a_token_has_the_groups_of_its_list(serving: Serving) -> None:
     listed = (await api.client.get("/groups", headers=bearer("shop"))).json()["groups"]
     assert [row["name"] for row in listed] == ["shop-1"]
     await api.client.delete("/groups/shop-1/jobs", headers=bearer("shop"))
+
+
+async def test_the_callback_of_a_group_has_the_limit_of_its_destination(serving: Serving) -> None:
+    api = await serving(own_limits={"http https://client.example": 2})
+    await api.client.post("/groups/g", json=CALLBACK)
+    await api.client.post("/groups/g/seal")
+    assert (await leased(api.store, kind=Kind.CALLBACK)).limit == 2

@@ -7,9 +7,19 @@ from functools import partial
 import pytest
 import trio
 
-from downloader.model import ErrorCode, FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
+from downloader.model import (
+    CallbackOutcome,
+    ErrorCode,
+    FileFacts,
+    JobSpec,
+    Kind,
+    Lease,
+    Outcome,
+    State,
+    Verdict,
+)
 from downloader.store import CallbackPlan, Changed, JobStore, JobView, Settled
-from servers.jobs import downloaded, handed_back, spec_for, submitted, tried_again
+from servers.jobs import closed, downloaded, handed_back, spec_for, submitted, tried_again
 from servers.raw_store import RawStore
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="ab" * 32))
@@ -194,3 +204,33 @@ async def test_holders_are_notified_of_a_cancel(store: JobStore, nursery: trio.N
         for spec in (waits, runs):
             await cancelled(store, spec)
         assert await receive.receive() == runs.id
+
+
+@pytest.mark.parametrize("plan", [None, PLAN])
+async def test_a_job_is_not_deleted_before_its_holder_has_stopped(
+    store: JobStore, plan: CallbackPlan | None
+) -> None:
+    """The holder may still store a file, and needs the records to delete it."""
+    spec = await submitted(store)
+    lease = await leased(store)
+    assert await cancelled(store, spec, plan) is Changed.DONE
+    if plan is not None:
+        delivered = CallbackOutcome(verdict=Verdict.SUCCEEDED)
+        await store.settle("me", [closed(await leased(store, Kind.CALLBACK), delivered, 60, 4)])
+    assert await store.purge(spec.id) is Changed.CONFLICT
+    assert await store.settle("me", [downloaded(lease, OK, plan, 60)]) == [Settled.CANCELLED]
+    assert await store.purge(spec.id) is Changed.DONE
+    assert [job.has_file for job in (await store.reap(9, 60)).jobs] == [True]
+
+
+@pytest.mark.row("F37")
+async def test_a_running_job_that_was_damaged_gives_back_its_slot(raw: RawStore, store: JobStore) -> None:
+    spec = await submitted(store)
+    lease = await leased(store)
+    other = await submitted(store)
+    raw.command("SET", raw.key("job", spec.id), "{}")
+    damaged = (await seen(store, spec.id)).spec
+    assert damaged.aggr_id == "", "the job does not name its aggregation any more"
+    assert await cancelled(store, damaged, None) is Changed.DONE
+    assert await store.settle("me", [downloaded(lease, OK, None, 60)]) == [Settled.CANCELLED]
+    assert (await leased(store)).id == other.id

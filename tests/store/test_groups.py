@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import trio
 
 from downloader.model import CallbackOutcome, JobSpec, Kind, Outcome, State, Verdict
-from downloader.store import Accepted, CallbackPlan, Changed, JobStore, Listed, Submission
+from downloader.store import (
+    CLUSTER_SHARDS,
+    Accepted,
+    CallbackPlan,
+    Changed,
+    JobStore,
+    Keys,
+    Listed,
+    StoreUnavailable,
+    Submission,
+)
+from downloader.store.client import StoreClient
+from downloader.store.groups import GroupStore
 from downloader.wire import Group
 from servers.jobs import closed, downloaded, leased, spec_for, submitted, tried_again
 from servers.raw_store import RawStore
@@ -288,3 +304,84 @@ def test_the_field_is_not_stored_without_a_group() -> None:
     spec: dict[str, Any] = {"id": "x", "aggr_id": "a", "aggr_limit": 1, "url": "http://x/"}
     assert "group" not in JobSpec(**spec).to_json()
     assert "completes" not in JobSpec(**spec).to_json()
+
+
+@pytest.mark.row("F37")
+@pytest.mark.parametrize("name", ["job_group", "members"])
+@pytest.mark.parametrize("moment", ["open", "sealed", "failed"])
+async def test_a_damaged_record_of_a_group_stops_no_job(
+    raw: RawStore, store: JobStore, name: str, moment: str
+) -> None:
+    spec = await submitted(store, group="g", **NO_CALLBACK)
+    if moment == "failed":
+        await store.settle("me", [downloaded(await leased(store), NO, None, 60)])
+    if moment == "sealed":
+        await store.seal_group("g")
+    raw.command("DEL", raw.key(name, "g"))
+    raw.command("RPUSH", raw.key(name, "g"), "x")
+    if moment == "open":
+        other = spec_for(store, group="g", **NO_CALLBACK)
+        [(accepted, _)] = await store.submit([Submission(spec=other)])
+        assert accepted is (Accepted.SEALED if name == "job_group" else Accepted.NEW)
+        await store.cancel(other, None, 60)
+    if moment == "failed":
+        assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
+    await due(raw, store)
+    await ended(store)
+    view = await store.get(spec.id)
+    assert view is not None
+    assert (view.download.state, view.kept_until is not None) == (State.SUCCEEDED, True)
+    assert await store.aggregation_sizes() == {}
+    assert (await store.groups("", 9)).cursor == ""
+
+
+@pytest.mark.row("F37")
+async def test_damaged_numbers_of_a_group_stop_no_job(raw: RawStore, store: JobStore) -> None:
+    await with_callback(store)
+    await submitted(store, group="g", **NO_CALLBACK)
+    for name in ("jobs", "succeeded", "first_at", "last_at"):
+        raw.command("HSET", raw.key("job_group", "g"), name, "x")
+    await submitted(store, group="g", **NO_CALLBACK)
+    await due(raw, store)
+    await store.seal_group("g")
+    for _ in range(2):
+        await ended(store)
+    assert (await group_of(store)).state == "complete"
+    assert (await leased(store, kind=Kind.CALLBACK)).group == "http group"
+    raw.command("HSET", raw.key("job_group", "g"), "completed", "x")
+    await due(raw, store)
+    assert await store.group("g") is None
+
+
+class Shards:
+    """A Cluster in which shards have one sealed group with unfinished jobs; counts the calls."""
+
+    def __init__(self, *, silent: bool) -> None:
+        self.keys, self.silent = Keys(prefix="p", shards=CLUSTER_SHARDS), silent
+        self.calls: Counter[str] = Counter()
+
+    async def run(self, name: str, shard: int, *_: object, **__: object) -> Sequence[object]:
+        await trio.lowlevel.checkpoint()
+        self.calls[name] += 1
+        if self.silent and name == "group" and shard == 0:
+            raise StoreUnavailable("the shard does not answer")
+        return ["g"] if name == "tend" else [["unfinished", 1]]
+
+    async def ask(
+        self, shards: Sequence[int], ask: Callable[[int], Awaitable[object]], **_: object
+    ) -> Mapping[int, object]:
+        answers = {}
+        for shard in shards:
+            with suppress(StoreUnavailable):
+                answers[shard] = await ask(shard)
+        return answers
+
+
+@pytest.mark.parametrize("silent", [False, True])
+async def test_a_group_that_is_due_in_all_shards_is_looked_at_once(
+    silent: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    shards = Shards(silent=silent)
+    store = GroupStore(cast("StoreClient", shards))
+    await store.tend_groups({shard: ["g"] for shard in range(CLUSTER_SHARDS)})
+    assert shards.calls == {"tend": CLUSTER_SHARDS, "group": CLUSTER_SHARDS}

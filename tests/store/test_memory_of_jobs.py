@@ -118,6 +118,15 @@ async def test_an_operator_can_act_when_the_memory_is_full(store: JobStore, serv
     assert await store.cancel(waiting, None, 60) is Changed.DONE
 
 
+@pytest.mark.row("F32")
+async def test_the_callback_of_a_group_needs_room(store: JobStore, server: redis.Redis) -> None:
+    server.config_set("maxmemory", 1)
+    async with watched(store):
+        with pytest.raises(StoreUnavailable, match="memory"):
+            await store.set_group_callback(spec_for(store, "g"), PLAN)
+    assert await store.group("g") is None
+
+
 async def deliver(store: JobStore) -> None:
     """End all jobs well, with their callbacks."""
     outcome = Outcome(

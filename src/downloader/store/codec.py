@@ -425,13 +425,13 @@ _GROUP_COUNTS = ("jobs", "succeeded", "failed", "cancelled", "unfinished")
 
 def group(name: str, home: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> Group:
     """A group of jobs from the answers of `group.lua`; `home` is that of the shard of the name."""
-    counts = {count: sum(int(part.get(count, 0)) for part in parts) for count in _GROUP_COUNTS}
-    first = [int(part["first_at"]) for part in parts if "first_at" in part]
+    counts = {count: sum(_int(part.get(count)) for part in parts) for count in _GROUP_COUNTS}
+    first = [time for part in parts if (time := _int(part.get("first_at")))]
     return Group(
         name=name,
         state="complete" if "completed" in home else "sealed" if "sealed" in home else "open",
         first_at=moment(min(first, default=None)),
-        last_at=moment(max(int(part.get("last_at", 0)) for part in parts) or None),
+        last_at=moment(max(_int(part.get("last_at")) for part in parts) or None),
         completed_at=_moment(home.get("completed", "")),
         callback_id=home.get("id", "") if "completed" in home else "",
         **counts,
@@ -440,9 +440,9 @@ def group(name: str, home: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]
 
 def group_counts(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, int]:
     """The argument `counts` of `complete.lua`."""
-    counts = {count: sum(int(part.get(count, 0)) for part in parts) for count in _GROUP_COUNTS[:-1]}
-    first = [int(part["first_at"]) for part in parts if "first_at" in part]
-    last = max(int(part.get("last_at", 0)) for part in parts)
+    counts = {count: sum(_int(part.get(count)) for part in parts) for count in _GROUP_COUNTS[:-1]}
+    first = [time for part in parts if (time := _int(part.get("first_at")))]
+    last = max(_int(part.get("last_at")) for part in parts)
     return {**counts, "first_at": min(first, default=0), "last_at": last}
 
 

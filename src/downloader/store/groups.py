@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from downloader.errors import StoreUnavailable
@@ -16,6 +17,7 @@ from downloader.failpoints import failpoint
 from downloader.model import JobSpec, State
 from downloader.store import codec
 from downloader.store.client import StoreClient
+from downloader.store.memory import MemoryMark
 from downloader.store.reader import StoreReader
 from downloader.store.sealing import Sealer
 from downloader.store.values import CallbackPlan, Listed
@@ -34,6 +36,7 @@ class GroupStore(StoreReader):
     def __init__(self, client: StoreClient, sealer: Sealer | None = None) -> None:
         super().__init__(client, sealer)
         self._seal = None if sealer is None else sealer.seal
+        self._mark = MemoryMark(client)
 
     async def group(self, name: str) -> Group | None:
         """A group, or `None`."""
@@ -93,10 +96,16 @@ class GroupStore(StoreReader):
 
         `spec` is the job that the callback is sent as: its `aggr_id` is the group's name, and its id comes
         from `new_id` of the name. The first id stays.
+
+        Raises:
+            StoreUnavailable: also if the memory of the shard is almost full, see `watch_memory`.
         """
         row = {"name": spec.aggr_id, "spec": spec.to_json(self._seal), "id": spec.id, "token": ""}
         row |= codec.callback(plan)
-        await self._client.run("group", self._home(spec.aggr_id), {}, [row], durable=True)
+        home = self._home(spec.aggr_id)
+        if not self._mark.admits(home, row["spec"]):
+            raise StoreUnavailable("the store cannot answer: its memory is almost full")
+        await self._client.run("group", home, {}, [row], durable=True)
 
     async def seal_group(self, name: str) -> Group:
         """Let a group take no more jobs; it is complete when all its jobs, callbacks included, have ended.
@@ -116,8 +125,11 @@ class GroupStore(StoreReader):
 
         Jobs that ended uncounted are counted, groups of a Cluster completed, and old groups deleted.
         """
+        asked: set[str] = set()  # a group may be due in each shard
         for shard, names in due.items():
-            for name in await self._client.run("tend", shard, {}, [{"name": name} for name in names]):
+            asked.update(await self._client.run("tend", shard, {}, [{"name": name} for name in names]))
+        for name in sorted(asked):
+            with suppress(StoreUnavailable):  # it is due again, and holds up neither others nor the reaper
                 await self._complete(name)
 
     async def _complete(self, name: str) -> None:

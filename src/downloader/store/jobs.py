@@ -23,7 +23,6 @@ from downloader.store import codec
 from downloader.store.client import MAX_ROWS, StoreClient, Timed, open_client
 from downloader.store.codec import ms
 from downloader.store.groups import GroupStore
-from downloader.store.memory import MemoryMark
 from downloader.store.repeats import COUNTED_S, LeaseRequests, Uncounted
 from downloader.store.scripts import Library
 from downloader.store.sealing import Sealer, open_sealer
@@ -95,7 +94,6 @@ class JobStore(GroupStore):
         if hosts is not None:
             self._hosts = {name: host.model_dump(exclude_none=True) for name, host in hosts.items()}
         self._ids = JobIds()
-        self._mark = MemoryMark(client)
         self._uncounted: defaultdict[tuple[str, str], Uncounted] = defaultdict(Uncounted)
 
     # Submitting

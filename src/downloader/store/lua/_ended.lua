@@ -76,6 +76,12 @@ end
 
 -- Groups of jobs that clients name, see `docs/design/groups.md`. (Elsewhere a group is an aggregation or destination.)
 
+-- Deletes what somebody has put in place of a group's record or members.
+local function mend_job_group(name)
+  if type(redis.pcall('HLEN', key_job_group(name))) == 'table' then redis.call('DEL', key_job_group(name)) end
+  if type(redis.pcall('ZCARD', key_members(name))) == 'table' then redis.call('DEL', key_members(name)) end
+end
+
 -- How long a group is shown after its completion, which is longer than its callback may take, and how long one without
 -- unfinished jobs is kept that nobody seals.
 local GROUP_KEPT_MS, GROUP_IDLE_MS = 7 * 24 * 3600 * 1000, 30 * 24 * 3600 * 1000
@@ -100,7 +106,7 @@ do -- a script may have 200 local names
   -- instance is to ask all shards.
   function check_job_group(name)
     local record = key_job_group(name)
-    local fields = redis.call('HMGET', record, 'sealed', 'completed', 'jobs', 'succeeded', 'failed', 'cancelled',
+    local fields = redis.pcall('HMGET', record, 'sealed', 'completed', 'jobs', 'succeeded', 'failed', 'cancelled',
       'first_at', 'last_at')
     if not fields[1] or fields[2] or redis.call('EXISTS', key_members(name)) == 1 then return end
     if in_cluster then
@@ -115,10 +121,11 @@ do -- a script may have 200 local names
 end
 
 -- Counts the end of a job, its callback included, by the state of its download. Only the first call for a job counts.
+-- With a damaged record of the group the job ends all the same, uncounted.
 function leave_job_group(name, id, state)
-  if redis.call('ZREM', key_members(name), id) == 0 then return end
+  if redis.pcall('ZREM', key_members(name), id) ~= 1 then return end
   if state ~= 'succeeded' and state ~= 'cancelled' then state = 'failed' end
-  redis.call('HINCRBY', key_job_group(name), state, 1)
-  redis.call('HSET', key_job_group(name), 'last_at', now)
+  redis.pcall('HINCRBY', key_job_group(name), state, 1)
+  redis.pcall('HSET', key_job_group(name), 'last_at', now)
   check_job_group(name)
 end

@@ -26,13 +26,16 @@ local function cancel(item)
   end
 
   local task = key_task('download', id)
-  local state = task_fields('download', id, 'state')[1] or 'pending'
+  local state, held = unpack(task_fields('download', id, 'state', 'group'))
+  state = state or 'pending'
   if state == 'cancelled' then return 'done' end
 
   if state == 'pending' then
     redis.call('ZREM', key_queue('download', group), id)
     redis.call('ZREM', key_urgent(group), id)
   elseif state == 'running' then
+    -- A job that was damaged does not name its aggregation, and the slot must become free.
+    group = held or group
     local ends = redis.call('ZSCORE', key_leases('download'), id) or now
     redis.call('ZREM', key_leases('download'), id)
     redis.call('ZADD', key_stopping(), ends, id .. ' ' .. group)

@@ -12,6 +12,7 @@
 local answers = {}
 for item in items() do
   local name, record = item.name, key_job_group(item.name)
+  mend_job_group(name)
   local done = redis.call('HEXISTS', record, 'completed') == 1
   if not done and item.spec then
     redis.call('HSETNX', record, 'id', item.id)

@@ -44,12 +44,12 @@ local function retry(id)
 
   -- The job counts as unfinished again, unless its group is complete.
   local of_group = job.group and key_job_group(job.group)
-  if of_group and redis.call('EXISTS', of_group) == 1 and not redis.call('HGET', of_group, 'completed') and
-    redis.call('ZADD', key_members(job.group), 'NX', now, id) == 1 then
+  if of_group and redis.call('EXISTS', of_group) == 1 and not redis.pcall('HGET', of_group, 'completed') and
+    redis.pcall('ZADD', key_members(job.group), 'NX', now, id) == 1 then
     local counted = task_fields('download', id, 'state')[1]
     if counted ~= 'succeeded' and counted ~= 'cancelled' then counted = 'failed' end
-    redis.call('HINCRBY', of_group, counted, -1)
-    redis.call('HINCRBY', of_group, 'retried', 1)
+    redis.pcall('HINCRBY', of_group, counted, -1)
+    redis.pcall('HINCRBY', of_group, 'retried', 1)
   end
   redis.call('ZREM', key_reap(), id)
   redis.call('ZREM', key_failed(), id)

@@ -49,7 +49,7 @@ for item in items() do
   local known = why ~= 'new' or redis.call('EXISTS', key_job(id)) == 1 or redis.call('HEXISTS', key_ended(), id) == 1
   if not known and item.permitted and (proxy or '') ~= '' and proxy ~= item.permitted then
     why, id = 'proxied', proxy
-  elseif not known and item.job_group and redis.call('HGET', key_job_group(item.job_group), 'sealed') then
+  elseif not known and item.job_group and redis.pcall('HGET', key_job_group(item.job_group), 'sealed') then
     why = 'sealed'
   elseif not known and item.quota and over_quota(item) then
     why, id = 'over_quota', over_quota(item)
@@ -73,10 +73,11 @@ for item in items() do
     if proxy and proxy ~= item.proxy then redis.call('HSET', key_task('download', id), 'proxy', proxy) end
     if item.priority then redis.call('HSET', key_task('download', id), 'priority', item.priority) end
     if item.job_group then
+      -- With a damaged record of the group the job runs all the same, uncounted.
       local of_group = key_job_group(item.job_group)
-      redis.call('HINCRBY', of_group, 'jobs', 1)
-      redis.call('HSETNX', of_group, 'first_at', now)
-      redis.call('ZADD', key_members(item.job_group), now, id)
+      redis.pcall('HINCRBY', of_group, 'jobs', 1)
+      redis.pcall('HSETNX', of_group, 'first_at', now)
+      redis.pcall('ZADD', key_members(item.job_group), now, id)
       redis.call('ZADD', key_job_groups(), 'NX', now, item.job_group)
     end
     enqueue('download', id, group, math.max(now, item.due), item.priority)

@@ -28,6 +28,7 @@ for item in items() do
   local record, members = key_job_group(name), key_members(name)
   local due = tonumber(redis.call('ZSCORE', key_job_groups(), name) or nil)
   if due and due <= now then
+    mend_job_group(name)
     -- A group is not complete before its oldest job has ended, so no other one need be examined.
     for _ = 1, COUNTED do
       local id = redis.call('ZRANGE', members, 0, 0)[1]
@@ -36,10 +37,11 @@ for item in items() do
       leave_job_group(name, id, state)
     end
     local sealed, completed, last_at = unpack(redis.call('HMGET', record, 'sealed', 'completed', 'last_at'))
+    local since, ended = tonumber(completed or nil) or 0, tonumber(last_at or nil) or 0
     local unfinished = redis.call('EXISTS', members) == 1
-    if completed and tonumber(completed) + GROUP_KEPT_MS > now then
-      redis.call('ZADD', key_job_groups(), completed + GROUP_KEPT_MS, name)
-    elseif completed or not (sealed or unfinished or (last_at and tonumber(last_at) + GROUP_IDLE_MS > now)) then
+    if completed and since + GROUP_KEPT_MS > now then
+      redis.call('ZADD', key_job_groups(), since + GROUP_KEPT_MS, name)
+    elseif completed or not (sealed or unfinished or ended + GROUP_IDLE_MS > now) then
       redis.call('DEL', record, members)
       redis.call('ZREM', key_job_groups(), name)
     elseif sealed and in_cluster then
