@@ -618,3 +618,8 @@ def test_the_date_of_a_key_is_that_of_acceptance() -> None:
 @pytest.mark.parametrize("url", ["http://h.test/NSb/NSb4FOAs9fVaQw", f"http://h.test/{'a/' * 40}"])
 def test_a_key_is_checked_as_filled_in(url: str) -> None:
     assert refusal(body(key="{path}", url=url))[2] == "key"
+
+
+def test_a_key_that_ends_with_a_slash_when_filled_in_is_refused() -> None:
+    assert refusal(body(key="a/{ext}", url="http://h.test/b"))[2] == "key"
+    assert parse(body(key="a/{ext}", url="http://h.test/b.png")).key == "a/.png"

@@ -33,9 +33,9 @@ def check_key(template: str, url: str) -> None:
     if _MEANT.search(_FILLING.sub("", template)):
         names = "{host}, {path}, {name}, {ext}, {id}, {sha256}, {date}"
         raise FieldError("key", f"has a % or a brace that belongs to none of {names}")
-    if template.endswith("/"):
-        raise FieldError("key", "must not end with a slash")
     path = _filled(template, url=url, job_id=_ANY_ID, created_ms=0).replace(SHA256_FILLING, "0" * 64)
+    if path.endswith("/"):
+        raise FieldError("key", "must not end with a slash")
     parts = check_path(path, "key")
     if len(parts) == 1 and len(path) == ID_PREFIX_LENGTH:
         raise FieldError("key", "of three characters could be the folder of another job's file")
