@@ -20,6 +20,8 @@ pytestmark = pytest.mark.slow
 
 PAUSE_S, LIMIT, JOBS = 3, 4, 1000
 RATE, STARTS = 20, 100
+SLOW, AT_ONCE = "/slow/0.4/10", {"processor": {"concurrency": 7}}
+"""One processor alone does not reach the rate, two do."""
 
 
 async def post(fleet: Fleet, jobs: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -79,9 +81,9 @@ async def test_a_429_pauses_its_aggregation_and_no_other(
 
 
 async def test_two_processors_share_a_rate(server: Valkey, folder: Path, sink: Sink, origin: Origin) -> None:
-    async with open_fleet(folder, server) as fleet:
+    async with open_fleet(folder, server, AT_ONCE) as fleet:
         _, *processors, _ = await fleet.start_all("api", "processor", "processor", "notifier")
-        job = job_for(origin.url("/bytes/10"), sink.url(), limit=50, aggr_rate=RATE)
+        job = job_for(origin.url(SLOW), sink.url(), limit=50, aggr_rate=RATE)
         ids = await post(fleet, [job] * STARTS)
         await sink.heard_of(*ids)
         with History(fleet, sink, url=server.url) as history:
