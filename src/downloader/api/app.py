@@ -270,7 +270,7 @@ def as_problem(error: Exception) -> Problem:
     if isinstance(error, Refused):
         return error.problem
     if isinstance(error, HttpError):
-        return Problem(status=error.status, code=error.code, detail=error.detail)
+        return Problem(error.status, error.code, error.detail)
     if isinstance(error, StoreError):
         return STORE_UNAVAILABLE
     if not isinstance(error, HTTPException):
@@ -279,9 +279,9 @@ def as_problem(error: Exception) -> Problem:
     phrase = status_phrase(status)
     allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
     return Problem(
-        status=status,
-        code=phrase.lower().replace(" ", "_"),
-        detail=f"{HTTPStatus(status).description or phrase}.",
+        status,
+        phrase.lower().replace(" ", "_"),
+        f"{HTTPStatus(status).description or phrase}.",
         more_headers=((b"allow", allowed.encode()),) if allowed else (),
     )
 

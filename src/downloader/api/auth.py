@@ -133,11 +133,7 @@ def check_scope(caller: Caller, scope: Scope) -> None:
         Refused: 403.
     """
     if scope not in caller.scopes:
-        raise Refused(
-            Problem(
-                status=HTTPStatus.FORBIDDEN, code="forbidden", detail=f"The token lacks the scope {scope}."
-            )
-        )
+        raise Refused(Problem(HTTPStatus.FORBIDDEN, "forbidden", f"The token lacks the scope {scope}."))
 
 
 def visible_aggregations() -> Allows:
@@ -165,7 +161,7 @@ def check_sees_all() -> None:
     """
     if not sees_all():
         detail = "This is of the whole fleet, and the token does not have all aggregations."
-        raise Refused(Problem(status=HTTPStatus.FORBIDDEN, code="forbidden", detail=detail))
+        raise Refused(Problem(HTTPStatus.FORBIDDEN, "forbidden", detail))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,8 +240,8 @@ def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
 _NO_CALLBACK = ("", "")
 
 UNAUTHORIZED = Problem(
-    status=HTTPStatus.UNAUTHORIZED,
-    code="unauthorized",
-    detail="A configured token is required: in the header Authorization: Bearer, or by POST /session.",
+    HTTPStatus.UNAUTHORIZED,
+    "unauthorized",
+    "A configured token is required: in the header Authorization: Bearer, or by POST /session.",
     more_headers=((b"www-authenticate", b"Bearer"),),
 )

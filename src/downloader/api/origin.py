@@ -122,15 +122,13 @@ class Cors:
 
 
 _CROSS_SITE = Problem(
-    status=HTTPStatus.FORBIDDEN,
-    code="cross_site",
-    detail="A browser sent this for another site; such requests are refused.",
+    HTTPStatus.FORBIDDEN, "cross_site", "A browser sent this for another site; such requests are refused."
 )
 
 _PAGE_HEADER = Problem(
-    status=HTTPStatus.FORBIDDEN,
-    code="page_header",
-    detail="With a session's cookie a request that changes something needs X-Downloader-Page: 1.",
+    HTTPStatus.FORBIDDEN,
+    "page_header",
+    "With a session's cookie a request that changes something needs X-Downloader-Page: 1.",
     field="X-Downloader-Page",
 )
 
@@ -191,7 +189,7 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 _MISDIRECTED = Problem(
-    status=HTTPStatus.MISDIRECTED_REQUEST,
-    code="misdirected_request",
-    detail="This host name is not allowed; see the setting api.allowed_hosts.",
+    HTTPStatus.MISDIRECTED_REQUEST,
+    "misdirected_request",
+    "This host name is not allowed; see the setting api.allowed_hosts.",
 )

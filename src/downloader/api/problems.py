@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -25,6 +25,9 @@ class Problem(wire.Problem):
 
     more_headers: Annotated[Sequence[tuple[bytes, bytes]], Field(exclude=True)] = ()
     """Such as `Allow` and `Content-Range`."""
+
+    def __init__(self, status: int, code: str, detail: str, **members: Any) -> None:
+        super().__init__(status=status, code=code, detail=detail, **members)
 
     def line(self) -> bytes:
         """A line of the response to `POST /downloads`, without the line end."""
@@ -58,39 +61,37 @@ def fault_in(field: str, code: str, detail: str) -> Fault:
 def faulty(status: int, errors: Sequence[Fault]) -> Problem:
     """The problem of a job with these errors, at least one."""
     first = errors[0]
-    return Problem(status=status, code=first.code, detail=first.detail, field=first.field, errors=errors)
+    return Problem(status, first.code, first.detail, field=first.field, errors=errors)
 
 
 def bad_request(code: str, detail: str) -> Refused:
     """400: the request is malformed."""
-    return Refused(Problem(status=HTTPStatus.BAD_REQUEST, code=code, detail=detail))
+    return Refused(Problem(HTTPStatus.BAD_REQUEST, code, detail))
 
 
 def unavailable(code: str, detail: str) -> Problem:
     """503, with `Retry-After`."""
-    return Problem(status=HTTPStatus.SERVICE_UNAVAILABLE, code=code, detail=detail)
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, code, detail)
 
 
 STORE_UNAVAILABLE = unavailable("store_unavailable", "The store cannot take requests now; try again.")
 INTERNAL = Problem(
-    status=HTTPStatus.INTERNAL_SERVER_ERROR,
-    code="internal",
-    detail="An internal error; the service's log has it.",
+    HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "An internal error; the service's log has it."
 )
 
 
 def too_large(limit: int) -> Problem:
     """413: a body of more than `limit` bytes."""
     detail = f"The body has more than {limit} bytes."
-    return Problem(status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE, code="too_large", detail=detail)
+    return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", detail)
 
 
 def not_found(detail: str) -> Refused:
     """404."""
-    return Refused(Problem(status=HTTPStatus.NOT_FOUND, code="not_found", detail=detail))
+    return Refused(Problem(HTTPStatus.NOT_FOUND, "not_found", detail))
 
 
-UNKNOWN_JOB = Problem(status=HTTPStatus.NOT_FOUND, code="unknown_job", detail="There is no job with this id.")
+UNKNOWN_JOB = Problem(HTTPStatus.NOT_FOUND, "unknown_job", "There is no job with this id.")
 
 CODES: Mapping[str, str] = {
     # Any request

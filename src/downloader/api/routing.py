@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
@@ -48,86 +48,70 @@ class ResponseSpec:
     """The meaning of each header."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """One method of one path."""
+Handler = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """The decorator of a handler, `route`: one method of one path.
+
+    The handler's docstring describes the route to users: the first line is the summary. The handler is called
+    with the `Context` and the variables of the path by name; one that is `plain` with the `Context` and
+    ASGI's scope, receive and send. It returns what Quart takes as a response, or a model.
+    """
 
     method: str
     rule: str
     """The path, with werkzeug's variables."""
-    handler: Callable[..., Awaitable[Any]]
-    summary: str
-    description: str
-    """Empty if the summary says everything."""
+    _: KW_ONLY
     scope: Scope | None
     """The scope that a token needs; `None`: no token is needed."""
     responses: Mapping[int, ResponseSpec]
     """By status; the first applies if the handler returns no status."""
-    problems: Mapping[int, str]
+    problems: Mapping[int, str] = field(default_factory=dict)
     """By status, when the response is a problem document; without the problems that every route has."""
-    parameters: Sequence[Parameter]
+    parameters: Sequence[Parameter] = ()
     """Parameters, besides the parameters in the path."""
-    body: Any
+    body: Any = None
     """The type of the request's body, for pydantic; `None`: there is none."""
-    body_type: str
-    calls_back: bool
+    body_type: str = JSON
+    calls_back: bool = False
     """The job of this request is reported by a callback."""
-    plain: bool
+    plain: bool = False
     """The handler is an ASGI function that sends the response."""
-    when_crowded: bool
+    when_crowded: bool = False
     """The route is also served on the connections reserved for the time when too many are open."""
-    every_method: bool
+    every_method: bool = False
     """Other methods get the same response."""
 
+    def __call__(self, handler: Handler) -> Route:
+        """The route with this handler.
 
-def route(
-    method: str,
-    rule: str,
-    *,
-    scope: Scope | None,
-    responses: Mapping[int, ResponseSpec],
-    problems: Mapping[int, str] | None = None,
-    parameters: Sequence[Parameter] = (),
-    body: Any = None,
-    body_type: str = JSON,
-    calls_back: bool = False,
-    plain: bool = False,
-    when_crowded: bool = False,
-    every_method: bool = False,
-) -> Callable[[Callable[..., Awaitable[Any]]], Route]:
-    """Make a `Route` of a function; the arguments are the fields of `Route`.
-
-    The function's docstring describes the route to users: the first line is the summary. The function is
-    called with the `Context` and the variables of the path by name; one that is `plain` with the `Context`
-    and ASGI's scope, receive and send. It returns what Quart takes as a response, or a model.
-
-    Raises:
-        TypeError: the function has no docstring.
-    """
-
-    def declare(handler: Callable[..., Awaitable[Any]]) -> Route:
+        Raises:
+            TypeError: the handler has no docstring.
+        """
         summary, _, description = (inspect.getdoc(handler) or "").partition("\n\n")
         if not summary:
-            raise TypeError(f"{method} {rule} has no description: write a docstring")
+            raise TypeError(f"{self.method} {self.rule} has no description: write a docstring")
         return Route(
-            method=method,
-            rule=rule,
+            **vars(self),
             handler=handler,
             summary=summary.removesuffix("."),
             description=" ".join(description.split()),
-            scope=scope,
-            responses=responses,
-            problems=problems or {},
-            parameters=parameters,
-            body=body,
-            body_type=body_type,
-            calls_back=calls_back,
-            plain=plain,
-            when_crowded=when_crowded,
-            every_method=every_method,
         )
 
-    return declare
+
+route = Declaration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route(Declaration):
+    """A declaration with its handler."""
+
+    handler: Handler
+    summary: str
+    description: str
+    """Empty if the summary says everything."""
 
 
 CURSOR = Parameter(name="cursor", description="The cursor of an earlier answer; empty: from the start.")
@@ -143,6 +127,4 @@ def next_page(path: str, cursor: str) -> dict[str, str]:
 
 def bad_query(field: str, detail: str) -> Refused:
     """422: a parameter of the query is malformed."""
-    return Refused(
-        Problem(status=HTTPStatus.UNPROCESSABLE_ENTITY, code="query", detail=f"{field} {detail}", field=field)
-    )
+    return Refused(Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "query", f"{field} {detail}", field=field))

@@ -28,17 +28,14 @@ _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 _PROXIED = Problem(
-    status=HTTPStatus.CONFLICT,
-    code="proxy_not_allowed",
-    detail="The aggregation goes through a proxy that the token may not use.",
+    HTTPStatus.CONFLICT,
+    "proxy_not_allowed",
+    "The aggregation goes through a proxy that the token may not use.",
     field="aggr_id",
 )
 
 _SEALED = Problem(
-    status=HTTPStatus.CONFLICT,
-    code="group_sealed",
-    detail="The group is sealed and takes no more jobs.",
-    field="group",
+    HTTPStatus.CONFLICT, "group_sealed", "The group is sealed and takes no more jobs.", field="group"
 )
 
 QUOTA_AFTER_S = 10
@@ -151,21 +148,16 @@ def check_accepted(why: Accepted, job_id: str, *, key_field: str) -> None:
         detail = f"The token has reached {_QUOTAS[job_id]}; try again when some of its jobs have ended."
         raise Refused(
             Problem(
-                status=HTTPStatus.TOO_MANY_REQUESTS,
-                code="over_quota",
-                detail=detail,
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "over_quota",
+                detail,
                 more_headers=((b"retry-after", b"%d" % QUOTA_AFTER_S),),
             )
         )
     if why is Accepted.CONFLICT:
         detail = f"The {key_field} was used with another job."
         raise Refused(
-            Problem(
-                status=HTTPStatus.UNPROCESSABLE_ENTITY,
-                code="idempotency_conflict",
-                detail=detail,
-                field=key_field,
-            )
+            Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency_conflict", detail, field=key_field)
         )
 
 

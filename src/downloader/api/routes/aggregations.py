@@ -269,7 +269,7 @@ async def _blocked(store: JobStore) -> str:
 
 
 _UNKNOWN = Problem(
-    status=HTTPStatus.NOT_FOUND,
-    code="unknown_aggregation",
-    detail="There is no aggregation of this name with unfinished downloads, and nothing is set for it.",
+    HTTPStatus.NOT_FOUND,
+    "unknown_aggregation",
+    "There is no aggregation of this name with unfinished downloads, and nothing is set for it.",
 )

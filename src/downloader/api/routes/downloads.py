@@ -94,9 +94,7 @@ async def submit(context: Context, scope: Message, receive: Receive, send: Send)
         key = None if header is None else header.decode("latin-1")
         if fault := key_fault(key, _KEY_HEADER):
             detail = f"{fault.field} {fault.detail}."
-            raise Refused(
-                Problem(status=HTTPStatus.BAD_REQUEST, code=fault.code, detail=detail, field=fault.field)
-            )
+            raise Refused(Problem(HTTPStatus.BAD_REQUEST, fault.code, detail, field=fault.field))
         members = parse_object(body)
         submission = make_submission(body, members, key=key, deps=deps, caller=caller)
         submission = in_trace(submission, scope.get(TRACE) or traceparent(headers))

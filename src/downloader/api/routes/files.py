@@ -118,9 +118,9 @@ def _requested_range(incoming: Request, size: int) -> tuple[int, int] | None:
     if start >= size:
         raise Refused(
             Problem(
-                status=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
-                code="range_not_satisfiable",
-                detail="The range begins behind the file's end.",
+                HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+                "range_not_satisfiable",
+                "The range begins behind the file's end.",
                 more_headers=((b"content-range", b"bytes */%d" % size),),
             )
         )

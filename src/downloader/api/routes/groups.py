@@ -187,12 +187,6 @@ def _check_name(name: str) -> None:
         raise Refused(faulty(HTTPStatus.FORBIDDEN, [fault]))
 
 
-_UNKNOWN = Problem(
-    status=HTTPStatus.NOT_FOUND, code="unknown_group", detail="There is no group of jobs of this name."
-)
+_UNKNOWN = Problem(HTTPStatus.NOT_FOUND, "unknown_group", "There is no group of jobs of this name.")
 
-_COMPLETE = Problem(
-    status=HTTPStatus.CONFLICT,
-    code="group_complete",
-    detail="The group is complete, and its callback is out.",
-)
+_COMPLETE = Problem(HTTPStatus.CONFLICT, "group_complete", "The group is complete, and its callback is out.")

@@ -383,24 +383,24 @@ def _which(state: str, callback: str) -> Listed:
 
 
 _NOT_TO_BE_CANCELLED = Problem(
-    status=HTTPStatus.CONFLICT, code="not_to_be_cancelled", detail="The download of this job is over."
+    HTTPStatus.CONFLICT, "not_to_be_cancelled", "The download of this job is over."
 )
 
 _NOT_ENDED = Problem(
-    status=HTTPStatus.CONFLICT,
-    code="not_ended",
-    detail="Only a job whose download and callback are over can be deleted; cancel it first.",
+    HTTPStatus.CONFLICT,
+    "not_ended",
+    "Only a job whose download and callback are over can be deleted; cancel it first.",
 )
 
 _ENCRYPTED = Problem(
-    status=HTTPStatus.CONFLICT,
-    code="encrypted",
-    detail="The job is encrypted with a key that is not in this instance's redis.encryption_keys.",
+    HTTPStatus.CONFLICT,
+    "encrypted",
+    "The job is encrypted with a key that is not in this instance's redis.encryption_keys.",
 )
 
 _NOT_TO_BE_RETRIED = Problem(
-    status=HTTPStatus.CONFLICT,
-    code="not_to_be_retried",
-    detail="Only a failed callback, or with ?download=1 a failed download, can be retried; no download whose"
+    HTTPStatus.CONFLICT,
+    "not_to_be_retried",
+    "Only a failed callback, or with ?download=1 a failed download, can be retried; no download whose"
     " aggregation uses another proxy now.",
 )
