@@ -31,7 +31,7 @@ from downloader.notify import Bulkhead, Delivered, Payload, Result
 from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters
 from downloader.scheduler import Held, LeaseEnd
 from downloader.scheduler.leases import HeldLease
-from downloader.service.destinations import own_limits
+from downloader.service.instance import own_limits
 from downloader.service.roles import LONG_S, MOST_LONG, running_long
 from downloader.service.work import Callbacks, Downloads, within_age, within_deadline
 from downloader.store import Settlement

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from operator import itemgetter
-from typing import cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from quart import request
 
@@ -26,7 +26,10 @@ from downloader.api.problems import Problem, Refused, fault_in, faulty
 from downloader.config import Scope, TokenSettings
 from downloader.globs import Allows, anything, destination_globs, text_globs, url_globs
 from downloader.model import JobSpec
-from downloader.server import Headers, Message
+from downloader.observe import Event, get_logger
+from downloader.server import Headers, Message, client_of
+
+_log = get_logger()
 
 CALLER = "downloader.caller"
 """Key in the ASGI scope: the request's `Caller`, or `None` while the API is open."""
@@ -66,6 +69,9 @@ class Caller:
     quota: Mapping[str, int] | None = None
     """As in `Submission`."""
 
+
+Action = Literal["cancel", "cancel_jobs", "purge", "retry", "retry_jobs", "adjust", "pause_all"]
+"""A change that is logged with the token's name."""
 
 Callers = Sequence[tuple[bytes, Caller]]
 """The owner of each token, by the token's digest."""
@@ -136,16 +142,27 @@ def check_scope(caller: Caller, scope: Scope) -> None:
         raise Refused(Problem(HTTPStatus.FORBIDDEN, "forbidden", f"The token lacks the scope {scope}."))
 
 
+def present_caller() -> Caller | None:
+    """The caller of Quart's request; `None` while the API is open."""
+    return cast("Caller | None", request.scope.get(CALLER))
+
+
+def audit(action: Action, **changed: Any) -> None:
+    """Log a change that Quart's request has made; `changed` must contain no secret."""
+    caller, client = present_caller(), client_of(cast("Message", request.scope))
+    _log.info(Event.AUDIT, action=action, token=caller and caller.name, client=client, **changed)
+
+
 def visible_aggregations() -> Allows:
     """The aggregations that the caller of Quart's request may see."""
-    caller = cast("Caller | None", request.scope.get(CALLER))
+    caller = present_caller()
     return anything if caller is None else caller.aggregations
 
 
 def named_keys() -> Allows:
     """The keys that the token of Quart's request names; none for `["*"]`, which is the default."""
-    caller = cast("Caller", request.scope.get(CALLER))
-    return text_globs([]) if caller.keys is anything else caller.keys
+    caller = present_caller()
+    return text_globs([]) if caller is None or caller.keys is anything else caller.keys
 
 
 def sees_all() -> bool:

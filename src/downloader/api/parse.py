@@ -15,8 +15,15 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from downloader.api.auth import Caller, check_job
-from downloader.api.fields import CHECKS, FieldError, check_printable, check_subpath, check_url
-from downloader.api.filling import check_key, filled_key
+from downloader.api.fields import (
+    CHECKS,
+    FieldError,
+    check_key,
+    check_printable,
+    check_subpath,
+    check_url,
+    filled_key,
+)
 from downloader.api.json import member_text
 from downloader.api.problems import Refused, fault_in, faulty
 from downloader.globs import Allows

@@ -14,8 +14,7 @@ from downloader.globs import text_globs
 from downloader.observe import Event, get_logger
 from downloader.plugins import BUCKETS, missing_package
 from downloader.server import tls_context
-from downloader.service.destinations import own_limits
-from downloader.service.instance import RESERVE, Instance
+from downloader.service.instance import RESERVE, Instance, own_limits
 from downloader.storage import OWN_BUCKETS
 from downloader.store import JobStore, limit_of_shard
 from downloader.tasks import background

@@ -13,13 +13,13 @@ from urllib.parse import quote
 from downloader.config import EMBEDDED, RedisSettings, Settings
 from downloader.fetch import CompleteBody
 from downloader.lifetimes import ExitTimer, opened
-from downloader.model import JobSpec, now_ms
+from downloader.model import JobSpec, callback_group, now_ms
 from downloader.net import guarded_client, open_transport, tls_context
 from downloader.notify import Bulkhead, Host
 from downloader.observe import Counters, Traces
 from downloader.scheduler import Stop
 from downloader.storage import OWN_BUCKETS, Body, Buckets, Storage, buckets_plugin, storage_plugin
-from downloader.store import JobStore, embedded_valkey
+from downloader.store import JobStore, embedded_valkey, limit_of_shard
 
 RESERVE = 0.25
 """Part of the grace period reserved for handing back, callbacks and closing."""
@@ -172,3 +172,17 @@ def object_metadata(extra: str) -> dict[str, str]:
     if not isinstance(fields, dict):
         return {}
     return {name: value for name, value in fields.items() if isinstance(value, str)}
+
+
+def own_limits(settings: Settings) -> Mapping[str, int]:
+    """By group of callbacks, a destination's own `concurrency`, as each shard of the store holds it.
+
+    The plugin checks the section; an instance without the role `notifier` ignores what is malformed.
+    """
+    limits = {}
+    destinations = settings.backends.get("http", {}).get("destinations")
+    for destination in destinations if isinstance(destinations, list) else ():
+        match destination:
+            case {"match": str(url), "concurrency": int(concurrency)} if concurrency > 0:
+                limits[callback_group("http", url)] = limit_of_shard(concurrency, settings.redis)
+    return limits

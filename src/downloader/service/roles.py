@@ -21,8 +21,7 @@ from downloader.observe import Counters, Event, get_logger
 from downloader.scheduler import Held, Stop, Wake, Work, run_work
 from downloader.service import predecessor
 from downloader.service.agreement import shared_settings
-from downloader.service.destinations import own_limits
-from downloader.service.instance import RESERVE, Instance
+from downloader.service.instance import RESERVE, Instance, own_limits
 from downloader.service.work import Callbacks, Downloads, delivery_timeout_s
 from downloader.store import JobStore
 from downloader.tasks import background

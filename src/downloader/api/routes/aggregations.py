@@ -12,8 +12,7 @@ import trio
 from pydantic import TypeAdapter, ValidationError
 from quart import request
 
-from downloader.api.audit import audit
-from downloader.api.auth import check_sees_all, visible_aggregations
+from downloader.api.auth import audit, check_sees_all, visible_aggregations
 from downloader.api.deps import Context
 from downloader.api.json import parse_object
 from downloader.api.parse import MAX_NAME_CHARS, MAX_WARNINGS, refusal

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from http import HTTPStatus
-from typing import cast
 
 import trio
 from quart import request
 
-from downloader.api.audit import audit
-from downloader.api.auth import CALLER, Caller, visible_aggregations
+from downloader.api.auth import audit, present_caller, visible_aggregations
 from downloader.api.deps import Context
 from downloader.api.json import parse_object
 from downloader.api.parse import parse_job
@@ -97,7 +95,7 @@ async def set_callback(context: Context, group: str) -> Group:
         backends=deps.backends,
         buckets=deps.buckets,
         egress=deps.egress,
-        caller=cast("Caller | None", request.scope.get(CALLER)),
+        caller=present_caller(),
     )
     plan = CallbackPlan.of(
         spec, success=True, per_destination=deps.callback_limit, own_limits=deps.own_limits

@@ -12,8 +12,7 @@ from http import HTTPStatus
 import trio
 from quart import request
 
-from downloader.api.audit import audit
-from downloader.api.auth import sees_all, visible_aggregations
+from downloader.api.auth import audit, sees_all, visible_aggregations
 from downloader.api.deps import ApiDeps, Context
 from downloader.api.problems import UNKNOWN_JOB, Problem, Refused
 from downloader.api.routing import BAD_QUERY, CURSOR, Parameter, ResponseSpec, bad_query, next_page, route
