@@ -117,3 +117,36 @@ class Arrivals:
 
     def _decayed(self) -> float:
         return self._count * math.exp((self._at - trio.current_time()) / WINDOW_S)
+
+
+MOST_ALONE = 64
+"""Most calls that go at once between two waits without company."""
+
+
+class Company:
+    """The expectation that a call which waits finds company, judged by the last waits.
+
+    After a wait without company 1, 2, 4 ... calls go at once, until a call has company. A client that sends
+    the next job after the callback of the last one always has none, so its jobs hardly ever wait.
+    """
+
+    __slots__ = ("_at_once", "_left")
+
+    def __init__(self) -> None:
+        self._at_once = 0
+        """How many calls went at once after the last wait."""
+        self._left = 0
+
+    @property
+    def expected(self) -> bool:
+        """Whether the next call should wait."""
+        return self._left == 0
+
+    def note(self, leases: int, *, waited: bool) -> None:
+        """Note how many leases a call brought, and whether the call had waited."""
+        if leases > 1:
+            self._at_once = self._left = 0
+        elif waited:
+            self._at_once = self._left = min(2 * self._at_once or 1, MOST_ALONE)
+        elif self._left:
+            self._left -= 1

@@ -65,11 +65,6 @@ class Limits:
         self._count(held, 1)
         return True
 
-    @property
-    def occupied(self) -> bool:
-        """Whether any work is in flight."""
-        return bool(self._limiters)
-
     def full(self, group: str) -> bool:
         """Whether a group has no free slot."""
         limiter = self._limiters[group]

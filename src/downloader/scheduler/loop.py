@@ -19,7 +19,7 @@ from downloader.failpoints import failpoint
 from downloader.groupcommit import GroupCommit
 from downloader.model import Lease, Verdict
 from downloader.observe import Event, get_logger
-from downloader.scheduler.events import Arrivals, Stop, Wake
+from downloader.scheduler.events import Arrivals, Company, Stop, Wake
 from downloader.scheduler.leases import Clock, Held, HeldLease, boottime, keep_leases, sweep_leases
 from downloader.scheduler.limits import Limits
 from downloader.scheduler.work import LeaseEnd, Work
@@ -44,9 +44,8 @@ LINGER_S = 0.005
 """Short, compared to the duration of a task with `BUSY_FROM` tasks in flight."""
 
 STEADY_PER_S = 40.0
-"""From this many leases a second on that meet other work in flight, calls wait `STEADY_LINGER_S` for company,
-although few tasks are in flight. A client that sends the next job after the callback of the last one meets
-none, so it never waits."""
+"""From this many leases a second on, calls wait `STEADY_LINGER_S` for company although few tasks are in
+flight."""
 
 STEADY_LINGER_S = 0.005
 """Short, compared to the time that a POST and the callback take together."""
@@ -96,8 +95,8 @@ class _Running:
     services: trio.Nursery
     room: Wake = field(default_factory=Wake)
     requests: LeaseRequests = field(default_factory=LeaseRequests)
-    joined: Arrivals = field(default_factory=Arrivals)
-    """Leases that were granted while other work was in flight, or with others."""
+    leased: Arrivals = field(default_factory=Arrivals)
+    company: Company = field(default_factory=Company)
     urgent_until: float = -math.inf
     """Until this Trio time no call waits for company, as a group at the limit has got a free slot."""
 
@@ -110,8 +109,9 @@ class _Running:
         """How long a call waits for company."""
         if len(self.held) >= BUSY_FROM:
             return LINGER_S
-        urgent = trio.current_time() < self.urgent_until
-        return STEADY_LINGER_S if not urgent and self.joined.per_s() > STEADY_PER_S else 0.0
+        if self.company.expected and trio.current_time() > self.urgent_until:
+            return STEADY_LINGER_S if self.leased.per_s() > STEADY_PER_S else 0.0
+        return 0.0
 
     def stop_begins(self) -> None:
         """Bound the work in flight, and wake the leasing task."""
@@ -195,8 +195,10 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
             running.wake.take()
             await running.wake.wait_for(LOOK_S)
             continue
-        await _linger(running, more=look_s == 0)
-        answered, look_s = await _take(running, tasks, min(running.free, LEASE_BATCH), room=running.free)
+        waited = await _linger(running, more=look_s == 0)
+        answered, look_s = await _take(
+            running, tasks, min(running.free, LEASE_BATCH), room=running.free, waited=waited
+        )
         if not answered:
             await running.wake.wait_for(jittered(backoff_s))
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
@@ -211,13 +213,18 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
     await _withdraw(running)
 
 
-async def _linger(running: _Running, *, more: bool) -> None:
-    """Wait for company before a lease call, unless the last answer was that more can run at once."""
+async def _linger(running: _Running, *, more: bool) -> bool:
+    """Wait for company before a lease call, unless the last answer was that more can run at once.
+
+    Returns whether it waited.
+    """
     busy = len(running.held) >= BUSY_FROM
     if busy and running.free >= running.work.concurrency // 8:
-        return
+        return False
     if running.linger_s > 0 and (busy or not more):
         await trio.sleep(running.linger_s)
+        return True
+    return False
 
 
 async def _take_unanswered(running: _Running, tasks: trio.Nursery) -> None:
@@ -239,7 +246,7 @@ async def _withdraw(running: _Running) -> None:
 
 
 async def _take(
-    running: _Running, tasks: trio.Nursery, count: int, room: int = 0
+    running: _Running, tasks: trio.Nursery, count: int, room: int = 0, *, waited: bool = False
 ) -> tuple[bool, float | None]:
     """Lease up to `count` and start on them; whether the store answered, and `LeaseBatch.look_s`."""
     work = running.work
@@ -260,7 +267,8 @@ async def _take(
     except StoreUnavailable:
         return False, None
     if batch.leases:
-        running.joined.add(len(batch.leases) - (not running.limits.occupied))
+        running.leased.add(len(batch.leases))
+        running.company.note(len(batch.leases), waited=waited)
     for lease in batch.leases:
         failpoint("after-lease")
         held = HeldLease(
