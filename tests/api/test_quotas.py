@@ -91,6 +91,36 @@ async def test_as_many_aggregations_as_allowed(serving: Serving, raw: RawStore) 
     assert await statuses(api, "alice", "c", "d", "e") == [201, 201, 429]
 
 
+async def test_as_many_groups_as_allowed_until_one_is_deleted(serving: Serving, raw: RawStore) -> None:
+    api = await serve(serving, max_groups=3)
+    alice = bearer("alice")
+    callback = {"callback_type": "http", "callback_dst": "https://client.example/group"}
+
+    async def begun(name: str) -> list[int]:
+        job = await submit(api, "alice", group=name)
+        answers = [
+            await api.client.post(f"/groups/{name}", json=callback, headers=alice),
+            await api.client.post(f"/groups/{name}/seal", headers=alice),
+        ]
+        return [answer.status_code for answer in (job, *answers)]
+
+    assert await statuses(api, "alice", "a", "b", group="g1") == [201, 201], "one group"
+    assert (await api.client.post("/groups/g2", json=callback, headers=alice)).status_code == 200
+    assert (await api.client.post("/groups/g3/seal", headers=alice)).status_code == 200
+    assert await begun("g4") == [429, 429, 429]
+    assert "max_groups" in (await submit(api, "alice", group="g4")).json()["detail"]
+    assert (await api.client.get("/groups/g4", headers=alice)).status_code == 404
+    assert await begun("g2") == [201, 200, 200], "it is there already"
+    assert (await submit(api, "bob", group="g4")).status_code == 201
+    assert await begun("g4") == [201, 200, 200], "it belongs to the other token"
+    raw.command("HSET", raw.key("job_group", "g3"), "completed", 1)
+    raw.command("ZADD", raw.key("job_groups"), 1, "g3")
+    await api.store.tend_groups((await api.store.reap(9, 60)).groups)
+    assert raw.command("HGET", raw.key("usage", "alice"), "groups") == "2"
+    assert await statuses(api, "alice", "a", "a", group="g5") == [201, 201]
+    assert (await submit(api, "alice", group="g6")).status_code == 429
+
+
 async def test_of_many_jobs_those_within_the_quota_are_accepted(serving: Serving) -> None:
     api = await serve(serving, max_pending=3)
     lines = "\n".join(json.dumps(JOB | {"aggr_id": f"a{number}"}) for number in range(5))

@@ -169,7 +169,9 @@ async def test_f38_who_completes_a_group_on_a_cluster_dies(cluster: tuple[JobSto
     [spec] = await callbacks(store)
     assert json.loads(spec.completes)["failed"] == 40
     assert await store.retry(specs[0].id, download=True, limit=4) is Changed.DONE
-    assert (await store.seal_group("g")).state == "complete"
+    sealed = await store.seal_group("g")
+    assert sealed is not None
+    assert sealed.state == "complete"
     await end(store, 1)
     group = await tend(store)
     assert (group.state, group.unfinished) == ("complete", 0)

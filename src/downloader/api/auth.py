@@ -102,6 +102,7 @@ def _quota(token: TokenSettings) -> Mapping[str, int] | None:
         "jobs": token.max_pending,
         "bytes": token.max_pending_bytes,
         "aggregations": token.max_aggregations,
+        "groups": token.max_groups,
     }
     return {name: int(most) for name, most in quotas.items() if most is not None} or None
 

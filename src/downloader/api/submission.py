@@ -41,7 +41,12 @@ _SEALED = Problem(
 QUOTA_AFTER_S = 10
 """`Retry-After` of a 429: jobs of the token end at any time."""
 
-_QUOTAS = {"jobs": "max_pending", "bytes": "max_pending_bytes", "aggregations": "max_aggregations"}
+_QUOTAS = {
+    "jobs": "max_pending",
+    "bytes": "max_pending_bytes",
+    "aggregations": "max_aggregations",
+    "groups": "max_groups",
+}
 
 _log = get_logger()
 
@@ -145,20 +150,23 @@ def check_accepted(why: Accepted, job_id: str, *, key_field: str) -> None:
     if why is Accepted.SEALED:
         raise Refused(_SEALED)
     if why is Accepted.OVER_QUOTA:
-        detail = f"The token has reached {_QUOTAS[job_id]}; try again when some of its jobs have ended."
-        raise Refused(
-            Problem(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                "over_quota",
-                detail,
-                more_headers=((b"retry-after", b"%d" % QUOTA_AFTER_S),),
-            )
-        )
+        raise Refused(over_quota(job_id))
     if why is Accepted.CONFLICT:
         detail = f"The {key_field} was used with another job."
         raise Refused(
             Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency_conflict", detail, field=key_field)
         )
+
+
+def over_quota(quota: str) -> Problem:
+    """The response to a token that has reached a quota, as the store names it."""
+    until = "groups are deleted" if quota == "groups" else "jobs have ended"
+    return Problem(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "over_quota",
+        f"The token has reached {_QUOTAS[quota]}; try again when some of its {until}.",
+        more_headers=((b"retry-after", b"%d" % QUOTA_AFTER_S),),
+    )
 
 
 def created(job_id: str, warnings: Sequence[Fault], *, replayed: bool = False) -> bytes:

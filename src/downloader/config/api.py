@@ -51,6 +51,9 @@ class TokenSettings(Section):
     max_aggregations: Count | None = None
     """Most aggregations with unfinished jobs that belong to the token. An aggregation belongs to the token
     that submitted the first of its unfinished jobs."""
+    max_groups: Count | None = None
+    """Most groups of jobs that the token has begun and that are not yet deleted: a group is deleted a week
+    after it is complete, or, if nobody seals it, 30 days after its last job."""
 
 
 class ApiSettings(Section):

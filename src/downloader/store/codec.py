@@ -227,6 +227,11 @@ def counted(spec: JobSpec) -> dict[str, str]:
     return {"counted": spec.token} if spec.counted else {}
 
 
+def quota_of_group(token: str, quota: Mapping[str, int] | None) -> dict[str, Any]:
+    """The arguments `quota` and `token_of_quota`, for the group that a token may begin."""
+    return {} if quota is None else {"quota": quota, "token_of_quota": token}
+
+
 def job_group(spec: JobSpec) -> dict[str, str]:
     """The argument `job_group`."""
     return {"job_group": spec.group} if spec.group else {}

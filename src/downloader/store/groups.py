@@ -91,8 +91,12 @@ class GroupStore(StoreReader):
             if any(of_group)
         ]
 
-    async def set_group_callback(self, spec: JobSpec, plan: CallbackPlan) -> None:
+    async def set_group_callback(
+        self, spec: JobSpec, plan: CallbackPlan, quota: Mapping[str, int] | None = None
+    ) -> Group | None:
         """Set the callback of a group, which exists then; a group that is complete does not change.
+
+        Returns the group, or `None`: the quota of `spec.token` (see `Submission`) allows no further group.
 
         `spec` is the job that the callback is sent as: its `aggr_id` is the group's name, and its id comes
         from `new_id` of the name. The first id stays.
@@ -101,24 +105,29 @@ class GroupStore(StoreReader):
             StoreUnavailable: also if the memory of the shard is almost full, see `watch_memory`.
         """
         row = {"name": spec.aggr_id, "spec": spec.to_json(self._seal), "id": spec.id, "token": ""}
-        row |= codec.callback(plan)
+        row |= codec.callback(plan) | codec.quota_of_group(spec.token, quota)
         home = self._home(spec.aggr_id)
         if not self._mark.admits(home, row["spec"]):
             raise StoreUnavailable("the store cannot answer: its memory is almost full")
         await self._client.run("group", home, {}, [row], durable=True)
+        return await self.group(spec.aggr_id)
 
-    async def seal_group(self, name: str) -> Group:
+    async def seal_group(
+        self, name: str, token: str = "", quota: Mapping[str, int] | None = None
+    ) -> Group | None:
         """Let a group take no more jobs; it is complete when all its jobs, callbacks included, have ended.
+
+        Returns the group, or `None`: the quota of the token (see `Submission`) allows no further group.
 
         Raises:
             StoreUnavailable: a shard did not answer. If the shard of the name has, `tend_groups` goes on.
         """
-        await self._client.run("group", self._home(name), {}, [{"name": name, "seal": True}], durable=True)
+        row = {"name": name, "seal": True, **codec.quota_of_group(token, quota)}
+        [sealed] = await self._client.run("group", self._home(name), {}, [row], durable=True)
         failpoint("after-group-seal")
-        if self._keys.shards > 1:
+        if sealed and self._keys.shards > 1:
             await self._complete(name)
-        [group] = await self._described([name])
-        return group
+        return await self.group(name)
 
     async def tend_groups(self, due: Mapping[int, Sequence[str]]) -> None:
         """Do what is due for groups of jobs, as `reap` has named them by shard.

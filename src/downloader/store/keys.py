@@ -207,7 +207,10 @@ KEYS = (
         parameters=("token",),
         type="hash",
         owner="the transition that gives back the last",
-        holds="of a token with a quota: `jobs` whose download is not over, their `bytes`, and `aggregations`",
+        holds=(
+            "of a token with a quota: `jobs` whose download is not over, their `bytes`, `aggregations`, and"
+            " `groups` of jobs"
+        ),
     ),
     Key(
         name="timers",
@@ -319,7 +322,7 @@ KEYS = (
             "a group of jobs, as far as they are in the shard: `jobs`, `succeeded`, `failed`, `cancelled`,"
             " `first_at`, `last_at` (ms), `retried` (how many became unfinished again), `sealed` and"
             " `completed` (since when, ms); in the shard of its name also its callback: `spec` (as `job`),"
-            " `id`, `callback` (destination), `limit` and `token`"
+            " `id`, `callback` (destination), `limit` and `token`; `token_of_quota`, if it counts in `usage`"
         ),
     ),
     Key(

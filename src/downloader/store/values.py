@@ -36,8 +36,8 @@ class Submission:
     body_digest: str = ""
     """Digest of the request body, which earlier versions stored with a key, for a day."""
     quota: Mapping[str, int] | None = None
-    """The most `jobs`, `bytes` and `aggregations` that may count for the token, each absent without a bound;
-    `None`: the job does not count."""
+    """The most `jobs`, `bytes`, `aggregations` and `groups` that may count for the token, each absent without
+    a bound; `None`: the job does not count."""
     permits: Callable[[str], bool] | None = None
     """Whether the job may use the aggregation's present proxy, which is the argument; `None`: any proxy."""
 
@@ -54,7 +54,7 @@ class Accepted(StrEnum):
     """The aggregation has a proxy that the job may not use; nothing was enqueued."""
     OVER_QUOTA = "over_quota"
     """The token has too much pending; nothing was enqueued. Instead of an id the result has the name of the
-    quota: `jobs`, `bytes` or `aggregations`."""
+    quota: `jobs`, `bytes`, `aggregations` or `groups`."""
     SEALED = "sealed"
     """The job's group takes no more jobs; nothing was enqueued."""
     UNAVAILABLE = "unavailable"

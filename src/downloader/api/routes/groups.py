@@ -17,6 +17,7 @@ from downloader.api.problems import Problem, Refused, fault_in, faulty
 from downloader.api.routes.aggregations import CANCEL_S, CANCELLED_AT_ONCE, can_be_named
 from downloader.api.routes.jobs import callback_of_cancelled
 from downloader.api.routing import BAD_QUERY, CURSOR, ResponseSpec, bad_query, next_page, route
+from downloader.api.submission import over_quota
 from downloader.store import CallbackPlan, Changed
 from downloader.wire import CancelledJobs, Group, GroupPage, GroupRequest
 
@@ -26,6 +27,8 @@ PAGE = 100
 _FIELDS = GroupRequest.__annotations__
 
 _NO_GROUP = "there is no such group"
+
+_OVER_QUOTA = "the token has begun too many groups"
 
 _NAME = "the name is too long or has invisible characters"
 
@@ -76,6 +79,7 @@ async def show(context: Context, group: str) -> Group:
         HTTPStatus.BAD_REQUEST: "the body is not a JSON object",
         HTTPStatus.CONFLICT: "the group is complete",
         HTTPStatus.UNPROCESSABLE_ENTITY: f"a field is at fault, or {_NAME}",
+        HTTPStatus.TOO_MANY_REQUESTS: _OVER_QUOTA,
     },
 )
 async def set_callback(context: Context, group: str) -> Group:
@@ -84,7 +88,7 @@ async def set_callback(context: Context, group: str) -> Group:
     Before, while or after its jobs come, but before it is complete. It is sent once, when the group is sealed
     and all its jobs have ended.
     """
-    deps, body = context.deps, await request.data
+    deps, body, caller = context.deps, await request.data, present_caller()
     members = {field: value for field, value in parse_object(body).items() if field in _FIELDS}
     _check_name(group)
     # The callback is sent as that of a job, and has to pass the same checks.
@@ -95,7 +99,7 @@ async def set_callback(context: Context, group: str) -> Group:
         backends=deps.backends,
         buckets=deps.buckets,
         egress=deps.egress,
-        caller=present_caller(),
+        caller=caller,
     )
     plan = CallbackPlan.of(
         spec, success=True, per_destination=deps.callback_limit, own_limits=deps.own_limits
@@ -103,8 +107,10 @@ async def set_callback(context: Context, group: str) -> Group:
     if plan is None:
         fault = fault_in("callback_type", "required", "callback_type must be a backend for a group.")
         raise Refused(faulty(HTTPStatus.UNPROCESSABLE_ENTITY, [fault]))
-    await context.store.set_group_callback(replace(spec, url="", counted=False), plan)
-    shown = await _visible(context, group)
+    quota = None if caller is None else caller.quota
+    shown = await context.store.set_group_callback(replace(spec, url="", counted=False), plan, quota)
+    if shown is None:
+        raise Refused(over_quota("groups"))
     if shown.state == "complete":
         raise Refused(_COMPLETE)
     return shown
@@ -115,7 +121,7 @@ async def set_callback(context: Context, group: str) -> Group:
     "/groups/<aggregation:group>/seal",
     scope="submit",
     responses={HTTPStatus.OK: ResponseSpec("The group.", Group)},
-    problems={HTTPStatus.UNPROCESSABLE_ENTITY: _NAME},
+    problems={HTTPStatus.UNPROCESSABLE_ENTITY: _NAME, HTTPStatus.TOO_MANY_REQUESTS: _OVER_QUOTA},
 )
 async def seal(context: Context, group: str) -> Group:
     """Seal a group: all its jobs are in.
@@ -124,7 +130,12 @@ async def seal(context: Context, group: str) -> Group:
     group without jobs is complete at once. May be repeated.
     """
     _check_name(group)
-    return await context.store.seal_group(group)
+    caller = present_caller()
+    name, quota = ("", None) if caller is None else (caller.name, caller.quota)
+    sealed = await context.store.seal_group(group, name, quota)
+    if sealed is None:
+        raise Refused(over_quota("groups"))
+    return sealed
 
 
 @route(

@@ -57,7 +57,7 @@ local function conclude(id, item, keep_ms)
   local bytes = item.counted and redis.call('HGET', key_task('download', id), 'counted')
   if bytes then
     redis.call('HDEL', key_task('download', id), 'counted')
-    count_usage(item.counted, -1, -(tonumber(bytes) or 0), 0)
+    count_usage(item.counted, {jobs = -1, bytes = -(tonumber(bytes) or 0)})
   end
   if callback == '' then
     if item.job_group then leave_job_group(item.job_group, id, item.state or 'cancelled') end
@@ -80,6 +80,12 @@ end
 local function mend_job_group(name)
   if type(redis.pcall('HLEN', key_job_group(name))) == 'table' then redis.call('DEL', key_job_group(name)) end
   if type(redis.pcall('ZCARD', key_members(name))) == 'table' then redis.call('DEL', key_members(name)) end
+end
+
+-- A new group counts against the quota of a token until it is deleted.
+local function count_job_group(name, token)
+  redis.call('HSET', key_job_group(name), 'token_of_quota', token)
+  count_usage(token, {groups = 1})
 end
 
 -- How long a group is shown after its completion, which is longer than its callback may take, and how long one without

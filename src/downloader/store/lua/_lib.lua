@@ -309,11 +309,23 @@ local function keep_adjusted(record, group)
   return kept
 end
 
--- Changes what counts against the quota of a token.
-local function count_usage(token, jobs, bytes, aggregations)
+-- What a token with a quota may have a bounded amount of.
+local QUOTAS = {'jobs', 'bytes', 'aggregations', 'groups'}
+
+-- What a token would have too much of with these amounts more, or nil.
+local function over_quota(token, quota, amounts)
+  local used = redis.call('HMGET', key_usage(token), unpack(QUOTAS))
+  for i, name in ipairs(QUOTAS) do
+    local most, amount = quota[name], amounts[name] or 0
+    if most and amount > 0 and tonumber(used[i] or '0') + amount > most then return name end
+  end
+end
+
+-- Changes what counts against the quota of a token by some amounts.
+local function count_usage(token, amounts)
   local usage, some = key_usage(token), false
-  for name, amount in pairs({jobs = jobs, bytes = bytes, aggregations = aggregations}) do
-    some = redis.call('HINCRBY', usage, name, amount) > 0 or some
+  for _, name in ipairs(QUOTAS) do
+    some = redis.call('HINCRBY', usage, name, amounts[name] or 0) > 0 or some
   end
   if not some then redis.call('DEL', usage) end
 end
@@ -322,14 +334,14 @@ end
 local function count_job(id, token)
   local bytes = redis.call('STRLEN', key_job(id))
   redis.call('HSET', key_task('download', id), 'counted', bytes)
-  count_usage(token, 1, bytes, 0)
+  count_usage(token, {jobs = 1, bytes = bytes})
 end
 
 -- Lets an aggregation that belongs to no token belong to this one.
 local function belong(record, token, counted)
   if redis.call('HSETNX', record, 'token', token) == 1 and counted then
     redis.call('HSET', record, 'counted', 1)
-    count_usage(token, 0, 0, 1)
+    count_usage(token, {aggregations = 1})
   end
 end
 
@@ -340,7 +352,7 @@ local function forget(kind, group)
   if kind == 'download' then
     redis.call('DEL', key_urgent(group))
     local fields = redis.call('HMGET', record, 'token', 'counted', unpack(GATE))
-    if fields[2] then count_usage(fields[1], 0, 0, -1) end
+    if fields[2] then count_usage(fields[1], {aggregations = -1}) end
     if keep_adjusted(record, group) then return end
     ends = opens(unpack(fields, 3))
   end

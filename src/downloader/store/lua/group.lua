@@ -2,9 +2,11 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {}, then per group {name, spec: the job that its callback is sent as, id, callback, limit, token: of that one,
---         absent: unchanged, seal: that it takes no more jobs, completed: that it is complete, in the shard of its name}
+--         absent: unchanged, seal: that it takes no more jobs, completed: that it is complete, in the shard of its name,
+--         quota and token_of_quota: of who asks, as for `submit`; absent: a new group does not count}
 -- from    any; a complete group is not changed
--- to      the same; with `seal` and no unfinished job in any shard, its callback pending
+-- to      the same; with `seal` and no unfinished job in any shard, its callback pending; nothing for a new group that is
+--         too much for the quota
 -- answer  per group: unfinished: how many jobs, and the fields of its record but `spec`, as names and values; nothing for
 --         no such group
 -- repeat  harmless
@@ -13,7 +15,10 @@ local answers = {}
 for item in items() do
   local name, record = item.name, key_job_group(item.name)
   mend_job_group(name)
-  local done = redis.call('HEXISTS', record, 'completed') == 1
+  local opens = item.quota and redis.call('EXISTS', record) == 0
+  local over = opens and over_quota(item.token_of_quota, item.quota, {groups = 1})
+  local done = over or redis.call('HEXISTS', record, 'completed') == 1
+  if opens and not over then count_job_group(name, item.token_of_quota) end
   if not done and item.spec then
     redis.call('HSETNX', record, 'id', item.id)
     redis.call('HSET', record, 'spec', item.spec, 'callback', item.callback, 'limit', item.limit, 'token', item.token)

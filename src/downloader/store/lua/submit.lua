@@ -6,28 +6,22 @@
 --         values: digest of the job, body: digest of its text, which earlier versions kept,
 --         permitted: the one proxy that it may find its aggregation to have, absent: any, due: not before this
 --         time (ms), priority: absent for 0, token: absent for none,
---         quota: of the token, the most jobs, bytes and aggregations, each absent: no bound; absent: not counted,
+--         quota: of the token, the most of each of QUOTAS, each absent: no bound; absent: not counted,
 --         job_group: of the job, absent: none}
 -- from    (no job)
 -- to      download pending
 -- answer  per job: {'new' | 'repeated' | 'conflict', id} or {'proxied', the proxy that is not permitted} or
---         {'over_quota', 'jobs' | 'bytes' | 'aggregations'} or {'sealed', id}: its group takes no more jobs
+--         {'over_quota', one of QUOTAS} or {'sealed', id}: its group takes no more jobs
 -- repeat  a known id is answered 'new' and not enqueued again
 
 local IDEMPOTENCY_MS = 24 * 3600 * 1000
 local answers = {}
 
-local QUOTAS = {'jobs', 'bytes', 'aggregations'}
-
--- What the token of a job has too much of with this job, or nil.
-local function over_quota(item)
-  local used = redis.call('HMGET', key_usage(item.token), unpack(QUOTAS))
-  local opens_one = redis.call('HEXISTS', key_group('download', item.group), 'token') == 0
-  local more = {1, #item.spec, opens_one and 1 or 0}
-  for i, name in ipairs(QUOTAS) do
-    local most = item.quota[name]
-    if most and more[i] > 0 and tonumber(used[i] or '0') + more[i] > most then return name end
-  end
+-- What a job of a token with a quota adds to what the token has.
+local function added_by(item)
+  local opens_aggregation = redis.call('HEXISTS', key_group('download', item.group), 'token') == 0
+  local opens_group = item.job_group and redis.call('EXISTS', key_job_group(item.job_group)) == 0
+  return {jobs = 1, bytes = #item.spec, aggregations = opens_aggregation and 1 or 0, groups = opens_group and 1 or 0}
 end
 
 for item in items() do
@@ -47,12 +41,14 @@ for item in items() do
   local fields = redis.call('HMGET', record, 'proxy', 'asked_limit', 'asked_rate', 'asked_delay')
   local proxy = fields[1]
   local known = why ~= 'new' or redis.call('EXISTS', key_job(id)) == 1 or redis.call('HEXISTS', key_ended(), id) == 1
+  local added = not known and item.quota and added_by(item)
+  local over = added and over_quota(item.token, item.quota, added)
   if not known and item.permitted and (proxy or '') ~= '' and proxy ~= item.permitted then
     why, id = 'proxied', proxy
   elseif not known and item.job_group and redis.pcall('HGET', key_job_group(item.job_group), 'sealed') then
     why = 'sealed'
-  elseif not known and item.quota and over_quota(item) then
-    why, id = 'over_quota', over_quota(item)
+  elseif over then
+    why, id = 'over_quota', over
   elseif not known then
     redis.call('SET', key_job(id), item.spec)
     if item.idempotency ~= '' then
@@ -75,6 +71,7 @@ for item in items() do
     if item.job_group then
       -- With a damaged record of the group the job runs all the same, uncounted.
       local of_group = key_job_group(item.job_group)
+      if added and added.groups == 1 then count_job_group(item.job_group, item.token) end
       redis.pcall('HINCRBY', of_group, 'jobs', 1)
       redis.pcall('HSETNX', of_group, 'first_at', now)
       redis.pcall('ZADD', key_members(item.job_group), now, id)

@@ -36,12 +36,14 @@ for item in items() do
       if not state then break end
       leave_job_group(name, id, state)
     end
-    local sealed, completed, last_at = unpack(redis.call('HMGET', record, 'sealed', 'completed', 'last_at'))
+    local sealed, completed, last_at, token =
+      unpack(redis.call('HMGET', record, 'sealed', 'completed', 'last_at', 'token_of_quota'))
     local since, ended = tonumber(completed or nil) or 0, tonumber(last_at or nil) or 0
     local unfinished = redis.call('EXISTS', members) == 1
     if completed and since + GROUP_KEPT_MS > now then
       redis.call('ZADD', key_job_groups(), since + GROUP_KEPT_MS, name)
     elseif completed or not (sealed or unfinished or ended + GROUP_IDLE_MS > now) then
+      if token then count_usage(token, {groups = -1}) end
       redis.call('DEL', record, members)
       redis.call('ZREM', key_job_groups(), name)
     elseif sealed and in_cluster then
