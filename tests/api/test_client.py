@@ -26,8 +26,8 @@ from downloader.client import (
     Unreachable,
     WaitTimeout,
 )
-from downloader.client.bodies import BATCH_BYTES, BATCH_JOBS
 from downloader.client.calls import LEAST_S, LONGEST_PAUSE_S, POLLED
+from downloader.client.messages import BATCH_BYTES, BATCH_JOBS
 from downloader.config import ApiSettings, TokenSettings
 from downloader.errors import ConfigError
 from downloader.model import CallbackOutcome, ErrorCode, FileFacts, Kind, Outcome, Verdict

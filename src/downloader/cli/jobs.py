@@ -7,19 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from downloader.cli.options import (
-    LOCAL,
-    AggrId,
-    Destination,
-    FailureCode,
-    Json,
-    Part,
-    Service,
-    Since,
-    Tags,
-    connect,
-    for_each,
-)
+from downloader.cli.options import LOCAL, NO_FILTERS, AggrId, Filters, Json, Part, Service, connect, for_each
 from downloader.cli.output import Cell, details, local_time, show_table, write_json, write_result
 from downloader.errors import ConfigError
 
@@ -115,12 +103,7 @@ def retry(
     *job_ids: JobIds,
     download: Annotated[bool, Parameter(name="--download", show_default=False)] = False,
     failed: Annotated[bool, Parameter(name="--failed", show_default=False)] = False,
-    aggr_id: AggrId = None,
-    q: Part = None,
-    since: Since = None,
-    error_code: FailureCode = None,
-    destination: Destination = None,
-    tag: Tags = (),
+    filters: Filters = NO_FILTERS,
     json_: Json = False,
     service: Service = LOCAL,
 ) -> int:
@@ -138,30 +121,16 @@ def retry(
     Args:
         job_ids: Ids of jobs.
         download: Repeat downloads.
-        failed: Retry all that have failed.
-        aggr_id: With --failed: only those of this aggregation.
-        q: With --failed: only those of aggregations with this in their name.
-        since: With --failed: only those that failed at this time or later, such as 2h for two hours ago.
-        error_code: With --failed: only jobs whose download ended with this code.
-        destination: With --failed: only jobs with a callback to it, such as "http https://client.example".
-        tag: With --failed: only jobs with this tag, or one of several.
+        failed: Retry all that have failed, or those of them that the flags below select.
         json_: Write a JSON object for each job, or with --failed one with their number.
     """
     if failed == bool(job_ids):
         raise ConfigError("give the ids of jobs, or --failed")
-    if not failed and any(value is not None for value in (aggr_id, q, since, error_code, destination, *tag)):
+    if not failed and filters != NO_FILTERS:
         raise ConfigError("--aggr-id, -q, --since, --error-code, --destination and --tag need --failed")
     if failed:
         with connect(service) as client:
-            count = client.retry_failed(
-                download=download,
-                aggr_id=aggr_id,
-                q=q,
-                since=since,
-                error_code=error_code,
-                destination=destination,
-                tags=tag,
-            )
+            count = client.retry_failed(download=download, **filters.fields())
         kind, done = ("download", "repeated") if download else ("callback", "sent again")
         line = f"{count} {kind} is {done}" if count == 1 else f"{count} {kind}s are {done}"
         write_result({"retried": count}, line, as_json=json_)

@@ -14,18 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from downloader.cli.options import (
-    LOCAL,
-    AggrId,
-    Destination,
-    FailureCode,
-    Json,
-    Part,
-    Service,
-    Since,
-    Tags,
-    connect,
-)
+from downloader.cli.options import LOCAL, NO_FILTERS, Filters, Json, Service, connect
 from downloader.cli.output import Cell, local_time, print_rows, show_table, write, write_json
 from downloader.errors import ConfigError
 from downloader.model import StateName
@@ -55,13 +44,8 @@ WIDE = 120
 def jobs(
     *,
     state: Annotated[StateName | None, Parameter(name="--state")] = None,
-    aggr_id: AggrId = None,
-    q: Part = None,
     callback: Annotated[Literal["failed", "succeeded"] | None, Parameter(name="--callback")] = None,
-    error_code: FailureCode = None,
-    destination: Destination = None,
-    since: Since = None,
-    tag: Tags = (),
+    filters: Filters = NO_FILTERS,
     count: Count = None,
     follow: Annotated[bool, Parameter(name="--follow", show_default=False)] = False,
     json_: Json = False,
@@ -83,13 +67,7 @@ def jobs(
 
     Args:
         state: State of the download; pending needs --aggr-id.
-        aggr_id: Only those of this aggregation.
-        q: Only those of aggregations with this in their name.
         callback: Only those whose callback failed or succeeded.
-        error_code: Only those whose download ended with this code.
-        destination: Only those with a callback to it, such as "http https://client.example".
-        since: Only those that ended at this time or later: 2026-11-27T08:00, yesterday, or 2h ago.
-        tag: Only those with this tag, or one of several.
         count: At most so many.
         follow: Go on with the jobs that end from now on, until Ctrl-C.
         json_: Write a JSON object for each.
@@ -99,20 +77,11 @@ def jobs(
     if follow and callback is None and state in ("pending", "running"):
         raise ConfigError("--follow needs --callback, or --state succeeded, failed or cancelled")
     with connect(service) as client:
-        find = partial(
-            client.jobs,
-            state=state,
-            callback=callback,
-            aggr_id=aggr_id,
-            q=q,
-            error_code=error_code,
-            destination=destination,
-            tags=tag,
-        )
+        find = partial(client.jobs, state=state, callback=callback, **filters.fields())
         if follow:
             by_callback = callback == "failed"
-            _follow(find, since, count or FOLLOWED, by_callback=by_callback, as_json=json_)
-        with closing(find(since=since)) as rows:
+            _follow(find, filters.since, count or FOLLOWED, by_callback=by_callback, as_json=json_)
+        with closing(find()) as rows:
             shown = _show(islice(rows, count), as_json=json_)
     if not shown and not json_ and sys.stdout.isatty():
         write("no such jobs")

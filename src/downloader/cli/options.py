@@ -7,11 +7,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
@@ -21,7 +21,7 @@ from downloader.model import ErrorName
 from downloader.printable import escape
 
 if TYPE_CHECKING:
-    from downloader.client import ApiProblem, Client
+    from downloader.client import ApiProblem, Client, JobFilters
     from downloader.config import Settings
 
 HOST_LIMIT = 4
@@ -33,11 +33,9 @@ Port = Annotated[int | None, Parameter(name=["--port", "-p"], validator=Number(g
 Json = Annotated[bool, Parameter(name="--json", show_default=False)]
 
 
-Tags = Annotated[tuple[str, ...], Parameter(name="--tag", show_default=False)]
 AggrId = Annotated[str | None, Parameter(name=["--aggr-id", "--aggr"])]
 Part = Annotated[str | None, Parameter(name="-q")]
-Destination = Annotated[str | None, Parameter(name="--destination")]
-FailureCode = Annotated[ErrorName | None, Parameter(name="--error-code")]
+Tags = Annotated[tuple[str, ...], Parameter(name="--tag", show_default=False)]
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _AGE = re.compile(r"([0-9]{1,6})([smhdw])")
@@ -60,7 +58,31 @@ def _time(_type: object, tokens: Sequence[Token]) -> datetime:
         ) from None
 
 
-Since = Annotated[datetime | None, Parameter(name="--since", converter=_time)]
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """The flags that select jobs."""
+
+    aggr_id: AggrId = None
+    """Only those of this aggregation."""
+    q: Part = None
+    """Only those of aggregations with this in their name."""
+    error_code: Annotated[ErrorName | None, Parameter(name="--error-code")] = None
+    """Only those whose download ended with this code."""
+    destination: Annotated[str | None, Parameter(name="--destination")] = None
+    """Only those with a callback to it, such as "http https://client.example"."""
+    since: Annotated[datetime | None, Parameter(name="--since", converter=_time)] = None
+    """Only those that ended at this time or later: 2026-11-27T08:00, yesterday, or 2h ago."""
+    tag: Tags = ()
+    """Only those with this tag, or one of several."""
+
+    def fields(self) -> JobFilters:
+        """The filters, as the client takes them."""
+        fields = asdict(self)
+        return cast("JobFilters", {"tags": fields.pop("tag"), **fields})
+
+
+NO_FILTERS = Filters()
 
 API = "http://127.0.0.1:8000"
 """Same as the default URL of `downloader.client`, whose import would slow down `--help`."""

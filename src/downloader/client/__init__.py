@@ -11,9 +11,16 @@
 
 from __future__ import annotations
 
-from downloader.client.bodies import JobFields, Submitted
 from downloader.client.client import RETRIES, AsyncClient, Client
-from downloader.client.errors import ApiProblem, ClientError, Unreachable, WaitTimeout
+from downloader.client.messages import (
+    ApiProblem,
+    ClientError,
+    JobFields,
+    JobFilters,
+    Submitted,
+    Unreachable,
+    WaitTimeout,
+)
 from downloader.webhooks import WebhookError, verify
 from downloader.wire import (
     Aggregation,
@@ -45,6 +52,7 @@ __all__ = [
     "JobCallback",
     "JobFields",
     "JobFile",
+    "JobFilters",
     "JobResponse",
     "ListedJob",
     "Submitted",

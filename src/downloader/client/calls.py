@@ -11,18 +11,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import islice
+from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar, Unpack
 
 import httpx2
 from pydantic import BaseModel
 
 from downloader import backoff
-from downloader.client import bodies, responses
-from downloader.client.bodies import JobFields, Submitted
-from downloader.client.errors import Unreachable, WaitTimeout
-from downloader.model import ErrorName, StateName
+from downloader.client import messages
+from downloader.client.messages import JobFields, JobFilters, Submitted, Unreachable, WaitTimeout
+from downloader.model import StateName
 from downloader.wire import (
     Accepted,
     Aggregation,
@@ -62,6 +61,7 @@ round asks for others."""
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
+P = TypeVar("P", JobPage, GroupPage, AggregationPage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +108,13 @@ class Calls:
         response does not submit the job twice.
         """
         fields = dict(job)
-        headers = {"Idempotency-Key": str(fields.pop("idempotency_key", "") or bodies.new_key())}
+        headers = {"Idempotency-Key": str(fields.pop("idempotency_key", "") or messages.new_key())}
         accepted = yield from self._read(
-            Accepted, "POST", "download", content=bodies.encode(fields), headers=headers
+            Accepted, "POST", "download", content=messages.encode(fields), headers=headers
         )
         return accepted.id
 
-    def submit_batch(self, batch: bodies.Lines) -> Steps[Sequence[Submitted]]:
+    def submit_batch(self, batch: messages.Lines) -> Steps[Sequence[Submitted]]:
         """Submit some jobs; returns the response to each, in order."""
         responses_by_place: dict[int, Submitted] = {}
         left, pauses = list(range(len(batch))), self._pauses()
@@ -123,9 +123,9 @@ class Calls:
             response = yield from self._call("POST", "downloads", content=body)
             lines = response.text.splitlines()
             if len(lines) != len(left):
-                raise responses.not_a_downloader(response.url)
+                raise messages.not_a_downloader(response.url)
             for place, line in zip(left, lines, strict=True):
-                responses_by_place[place] = responses.submitted(batch[place][0], line, response)
+                responses_by_place[place] = messages.submitted(batch[place][0], line, response)
             left = [place for place in left if responses_by_place[place].not_taken]
             pause_s = next(pauses, None)
             if pause_s is None:
@@ -139,7 +139,7 @@ class Calls:
         return self._job(job_id)
 
     def _job(self, job_id: str, until: float = math.inf) -> Steps[Job]:
-        return self._read(Job, "GET", f"jobs/{bodies.segment(job_id)}", until=until)
+        return self._read(Job, "GET", f"jobs/{messages.segment(job_id)}", until=until)
 
     def wait(self, job_id: str, *, callback: bool = False, timeout_s: float | None = None) -> Steps[Job]:
         """Wait until a job's download has ended; see `wait_each`."""
@@ -191,48 +191,15 @@ class Calls:
         """Send the failed callback of a job again, or with `download` repeat the failed download."""
         params = {"download": "1"} if download else None
         # A second request would be refused: the job is no longer failed.
-        yield from self._call("POST", f"retry/{bodies.segment(job_id)}", params=params, repeatable=False)
+        yield from self._call("POST", f"retry/{messages.segment(job_id)}", params=params, repeatable=False)
 
-    def retry_failed(
-        self,
-        *,
-        download: bool = False,
-        aggr_id: str | None = None,
-        q: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        error_code: ErrorName | None = None,
-        destination: str | None = None,
-        group: str | None = None,
-        tags: Sequence[str] = (),
-    ) -> Steps[int]:
-        """Send all failed callbacks again, or with `download` repeat all failed downloads.
-
-        Args:
-            download: repeat downloads.
-            aggr_id: only those of this aggregation.
-            q: only those of aggregations with this in their name, whatever the case.
-            since: only those that failed at this time or later; one without a time zone is local time.
-            until: only those that failed at this time or earlier.
-            error_code: only jobs whose download ended with this code.
-            destination: only jobs with a callback to this destination, written as in `stats`.
-            group: only jobs of this group.
-            tags: only jobs with one of these tags.
+    def retry_failed(self, *, download: bool = False, **filters: Unpack[JobFilters]) -> Steps[int]:
+        """Send failed callbacks again, or with `download` repeat failed downloads; see `JobFilters`.
 
         Returns:
             How many were retried, without those of responses that were lost.
         """
-        params = bodies.query(
-            download="1" if download else None,
-            aggr_id=aggr_id,
-            q=q,
-            since=since,
-            until=until,
-            error_code=error_code,
-            destination=destination,
-            group=group,
-            tags=",".join(tags) or None,
-        )
+        params = messages.query(download="1" if download else None, **filters)
         retried, cursor = 0, None
         while cursor != "":
             page = yield from self._read(Retried, "POST", "retry", params=_at(cursor, params))
@@ -246,21 +213,14 @@ class Calls:
             aggr_id: only those of this aggregation.
             q: only those of aggregations with this in their name, whatever the case.
         """
-        return self._read(Failures, "GET", "failures", params=bodies.query(all="1", aggr_id=aggr_id, q=q))
+        return self._read(Failures, "GET", "failures", params=messages.query(all="1", aggr_id=aggr_id, q=q))
 
     def jobs(
         self,
         *,
         state: StateName | None = None,
         callback: Literal["failed", "succeeded"] | None = None,
-        aggr_id: str | None = None,
-        q: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        error_code: ErrorName | None = None,
-        destination: str | None = None,
-        group: str | None = None,
-        tags: Sequence[str] = (),
+        **filters: Unpack[JobFilters],
     ) -> ManySteps[ListedJob]:
         """Yield the jobs of a list, page by page; `docs/api/jobs.md` says which lists there are.
 
@@ -268,51 +228,27 @@ class Calls:
             state: of their download. `pending` needs `aggr_id`.
             callback: only those whose callback ended so: `failed` or `succeeded`. Needed without `state` or
                 `group`.
-            aggr_id: only those of this aggregation.
-            q: only those of aggregations with this in their name, whatever the case.
-            since: only those that ended at this time or later; one without a time zone is local time.
-            until: only those that ended at this time or earlier.
-            error_code: only those whose download ended with this code.
-            destination: only those with a callback to this destination, written as in `stats`.
-            group: only those of this group; alone, its unfinished jobs.
-            tags: only those with one of these tags.
+            filters: see `JobFilters`.
         """
-        params = bodies.query(
-            state=state,
-            callback=callback,
-            aggr_id=aggr_id,
-            q=q,
-            since=since,
-            until=until,
-            error_code=error_code,
-            destination=destination,
-            group=group,
-            tags=",".join(tags) or None,
-        )
+        params = messages.query(state=state, callback=callback, **filters)
         # A running job whose lease is renewed comes again on any later page; others, if at all, on the next.
-        seen: set[str] = set()
-        cursor = None
-        while cursor != "":
-            page = yield from self._read(JobPage, "GET", "jobs", params=_at(cursor, params))
-            yield Items([job for job in page.jobs if job.id not in seen])
-            ids = {job.id for job in page.jobs}
-            seen = seen | ids if state == "running" else ids
-            cursor = page.cursor
+        often = state == "running"
+        return self._pages(JobPage, "jobs", attrgetter("jobs"), attrgetter("id"), params, often=often)
 
     def cancel(self, job_id: str) -> Steps[None]:
         """Cancel a job that waits or is being downloaded."""
-        yield from self._call("DELETE", f"jobs/{bodies.segment(job_id)}")
+        yield from self._call("DELETE", f"jobs/{messages.segment(job_id)}")
 
     def purge(self, job_id: str) -> Steps[None]:
         """Delete the file and the record of a job that has ended, before their time."""
-        yield from self._call("DELETE", f"jobs/{bodies.segment(job_id)}", params={"purge": "1"})
+        yield from self._call("DELETE", f"jobs/{messages.segment(job_id)}", params={"purge": "1"})
 
     def cancel_jobs(self, aggr_id: str) -> Steps[int]:
         """Cancel all jobs of an aggregation that wait or are being downloaded; returns how many.
 
         Jobs of responses that were lost are not counted.
         """
-        return self._cancel_all(f"aggregations/{bodies.segment(aggr_id)}/jobs")
+        return self._cancel_all(f"aggregations/{messages.segment(aggr_id)}/jobs")
 
     def _cancel_all(self, path: str) -> Steps[int]:
         cancelled, complete = 0, False
@@ -323,28 +259,22 @@ class Calls:
 
     def groups(self) -> ManySteps[Group]:
         """Yield the groups of jobs, in no particular order."""
-        seen: set[str] = set()
-        cursor = None
-        while cursor != "":
-            page = yield from self._read(GroupPage, "GET", "groups", params=_at(cursor, {}))
-            yield Items([row for row in page.groups if row.name not in seen])
-            seen |= {row.name for row in page.groups}
-            cursor = page.cursor
+        return self._pages(GroupPage, "groups", attrgetter("groups"), attrgetter("name"))
 
     def group(self, name: str) -> Steps[Group]:
         """A group of jobs, with its progress."""
-        return self._read(Group, "GET", f"groups/{bodies.segment(name)}")
+        return self._read(Group, "GET", f"groups/{messages.segment(name)}")
 
     def set_group_callback(
         self, name: str, *, callback_type: str = "http", callback_dst: str, extra: Any = ""
     ) -> Steps[Group]:
         """Set the callback of a group, before, while or after its jobs come."""
         fields = {"callback_type": callback_type, "callback_dst": callback_dst, "extra": extra}
-        return self._read(Group, "POST", f"groups/{bodies.segment(name)}", content=bodies.encode(fields))
+        return self._read(Group, "POST", f"groups/{messages.segment(name)}", content=messages.encode(fields))
 
     def seal_group(self, name: str) -> Steps[Group]:
         """Say that all jobs of a group are in."""
-        return self._read(Group, "POST", f"groups/{bodies.segment(name)}/seal")
+        return self._read(Group, "POST", f"groups/{messages.segment(name)}/seal")
 
     def wait_group(self, name: str, *, timeout_s: float | None = None) -> Steps[Group]:
         """Wait until a group is sealed and all its jobs have ended.
@@ -369,44 +299,60 @@ class Calls:
 
     def cancel_group(self, name: str) -> Steps[int]:
         """Cancel all jobs of a group that wait or are being downloaded, as `cancel_jobs`."""
-        return self._cancel_all(f"groups/{bodies.segment(name)}/jobs")
+        return self._cancel_all(f"groups/{messages.segment(name)}/jobs")
 
     def aggregations(self) -> ManySteps[Aggregation]:
         """Yield the aggregations that have unfinished downloads, in no particular order."""
-        seen: set[str] = set()
-        cursor = None
-        while cursor != "":
-            page = yield from self._read(AggregationPage, "GET", "aggregations", params=_at(cursor, {}))
-            yield Items([row for row in page.aggregations if row.aggr_id not in seen])
-            seen |= {row.aggr_id for row in page.aggregations}
-            cursor = page.cursor
+        return self._pages(AggregationPage, "aggregations", attrgetter("aggregations"), attrgetter("aggr_id"))
 
     def aggregation(self, aggr_id: str) -> Steps[Aggregation]:
         """One aggregation that has unfinished downloads."""
-        return self._read(Aggregation, "GET", f"aggregations/{bodies.segment(aggr_id)}")
+        return self._read(Aggregation, "GET", f"aggregations/{messages.segment(aggr_id)}")
 
     def adjust(self, aggr_id: str, **changes: Unpack[AggregationChanges]) -> Steps[Aggregation]:
         """Change an aggregation, at once and over the fleet; fields that are not given stay unchanged."""
-        path = f"aggregations/{bodies.segment(aggr_id)}"
-        return self._read(Aggregation, "PATCH", path, content=bodies.encode(changes))
+        path = f"aggregations/{messages.segment(aggr_id)}"
+        return self._read(Aggregation, "PATCH", path, content=messages.encode(changes))
 
     def pause_all(self, *, paused: bool = True) -> Steps[None]:
         """Pause all aggregations, also those that come later, or end this pause."""
-        yield from self._call("PATCH", "aggregations", content=bodies.encode({"paused": paused}))
+        yield from self._call("PATCH", "aggregations", content=messages.encode({"paused": paused}))
 
     def stats(self, role: str | None = None) -> Steps[Mapping[str, Any]]:
         """What waits, over the fleet; with a role, the counters of the `processor` or the `notifier`."""
-        response = yield from self._call("GET", f"stats/{bodies.segment(role)}" if role else "stats")
-        return responses.json_object(response.content, response.url)
+        response = yield from self._call("GET", f"stats/{messages.segment(role)}" if role else "stats")
+        return messages.json_object(response.content, response.url)
 
     def ping(self) -> Steps[None]:
         """Check that the service responds; raises `Unreachable` otherwise."""
         yield from self._call("GET", "health/live")
 
+    def _pages(
+        self,
+        model: type[P],
+        path: str,
+        rows_of: Callable[[P], Sequence[T]],
+        name_of: Callable[[T], str],
+        params: Mapping[str, str] | None = None,
+        *,
+        often: bool = True,
+    ) -> ManySteps[T]:
+        """Yield the rows of all pages once; `often`: a row may come again on any later page."""
+        seen: set[str] = set()
+        cursor = None
+        while cursor != "":
+            page = yield from self._read(model, "GET", path, params=_at(cursor, params or {}))
+            names = {name_of(row): row for row in rows_of(page)}
+            yield Items([row for name, row in names.items() if name not in seen])
+            if not often:
+                seen.clear()
+            seen.update(names)
+            cursor = page.cursor
+
     def _read(self, model: type[M], method: str, path: str, **request: Any) -> Steps[M]:
         """The model in the response to a request; arguments as for `_call`."""
         response = yield from self._call(method, path, **request)
-        return responses.as_model(model, responses.json_object(response.content, response.url), response.url)
+        return messages.as_model(model, messages.json_object(response.content, response.url), response.url)
 
     def _call(
         self, method: str, path: str, *, repeatable: bool = True, until: float = math.inf, **request: Any
@@ -433,14 +379,14 @@ class Calls:
             timeout = httpx2.Timeout(min(TIMEOUT_S, wait_s), connect=min(CONNECT_S, wait_s))
             result = yield self._build(method, path, timeout=timeout, **request)
             assert result is not None
-            pause_s, wanted_s = next(pauses, None), responses.pause_wanted(result, repeatable=repeatable)
+            pause_s, wanted_s = next(pauses, None), messages.pause_wanted(result, repeatable=repeatable)
             if pause_s is None or wanted_s is None or wanted_s > LONGEST_PAUSE_S:
                 break
             pause_s = max(pause_s, wanted_s)
             if pause_s > left_s:
                 break
             yield Pause(pause_s)
-        return responses.success(result, self.url)
+        return messages.success(result, self.url)
 
     def _pauses(self) -> Iterator[float]:
         """The pauses before the further tries."""

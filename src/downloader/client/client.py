@@ -11,9 +11,16 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import anyio
 import httpx2
 
-from downloader.client.bodies import Batches, JobFields, Submitted
 from downloader.client.calls import Calls, Items, ManySteps, Pause, Reply, Step, Steps, one
-from downloader.client.responses import Snapshots, no_response, not_a_downloader, success
+from downloader.client.messages import (
+    Batches,
+    JobFields,
+    Snapshots,
+    Submitted,
+    no_response,
+    not_a_downloader,
+    success,
+)
 from downloader.errors import ConfigError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
