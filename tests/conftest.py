@@ -39,10 +39,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """`-m fault` imports only files that have such a test: each worker would take seconds for the rest."""
-    if config.option.markexpr == "fault" and collection_path.match("test_*.py"):
-        return "mark.fault" not in collection_path.read_text("utf-8") or None
-    return None
+    """`-m fault` and `-m 'server and ...'` import only files with such a test: all would take seconds."""
+    chosen = True
+    if collection_path.match("test_*.py"):
+        if config.option.markexpr == "fault":
+            chosen = "mark.fault" in collection_path.read_text("utf-8")
+        elif config.option.markexpr.startswith("server and"):
+            chosen = _depends_on_server(collection_path)
+    return None if chosen else True
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -50,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest tests first: at the end a long test would keep one core busy and the others idle."""
     items.sort(key=_limit_s, reverse=True)
     for item in items:
-        if _depends_on_server(item):
+        if _depends_on_server(item.path) and item.get_closest_marker("fault") is None:
             item.add_marker("server")
 
 
@@ -58,11 +62,9 @@ SERVER_FILES = {"test_cluster.py", "test_fleet.py", "test_run.py", "test_sentine
 """The tests of whole services in which the kind of the store's server may matter."""
 
 
-def _depends_on_server(item: pytest.Item) -> bool:
-    folder, name = item.path.parent.name, item.path.name
-    if folder == "store" or (folder == "e2e" and name in SERVER_FILES):
-        return item.get_closest_marker("fault") is None
-    return name == "test_store.py"
+def _depends_on_server(path: Path) -> bool:
+    folder, name = path.parent.name, path.name
+    return folder == "store" or (folder == "e2e" and name in SERVER_FILES) or name == "test_store.py"
 
 
 def _limit_s(item: pytest.Item) -> float:
