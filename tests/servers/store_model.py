@@ -9,19 +9,22 @@ from dataclasses import dataclass, field, replace
 from downloader.model import JobSpec, Kind, Lease, State
 from downloader.store import CallbackPlan, Changed, Settled
 
-PLANS: Mapping[str, CallbackPlan | None] = {
-    "a": CallbackPlan(group="http http://c", limit=2, token="alice"),
-    "b": CallbackPlan(group="http http://c", limit=2, token="alice"),
-    "{c}:ü": None,
-}
-"""Aggregations, and the destinations of callbacks."""
-TOKENS: Mapping[str, str] = {"a": "alice", "b": "alice", "{c}:ü": "bob"}
-"""The token of all jobs of an aggregation."""
+AGGREGATIONS = ("a", "b", "{c}:ü")
+JOB_GROUPS = ("g", "{h}:ü")
+"""Groups of jobs, see `JobGroup`."""
+_PLAN = CallbackPlan(group="http http://c", limit=2, token="alice")
+PLANS: Mapping[str, CallbackPlan | None] = {"a": _PLAN, "b": _PLAN, "{c}:ü": None} | dict.fromkeys(
+    JOB_GROUPS, _PLAN
+)
+"""The destinations of callbacks, by aggregation or group of jobs."""
+TOKENS: Mapping[str, str] = {"{c}:ü": "bob"} | dict.fromkeys(("a", "b", *JOB_GROUPS), "alice")
+"""The token of all jobs of an aggregation, and of a group's callback."""
 QUOTA = 8
 """Most jobs of `alice` whose download is not over."""
 OWNERS = ("x", "y")
 LEASE_MS, DELAY_MS, KEEP_MS, HOLD_MS = 100_000, 30_000, 60_000, 40_000
 COOL_MS, GAP_MS, CATCH_UP_MS = 70_000, 50_000, 1000
+GROUP_KEPT_MS = 7 * 24 * 3600 * 1000
 
 
 @dataclass
@@ -105,6 +108,24 @@ class Job:
     """Generation of a callback that a new download has made void."""
 
 
+@dataclass
+class JobGroup:
+    """A group of jobs as expected in the store."""
+
+    jobs: int = 0
+    unfinished: set[str] = field(default_factory=set)
+    ended: Counter[State] = field(default_factory=Counter)
+    """Jobs that have ended, by the state of the download."""
+    sealed: bool = False
+    complete: bool = False
+    callback: JobSpec | None = None
+    """What its callback is sent as."""
+
+    @property
+    def state(self) -> str:
+        return "complete" if self.complete else "sealed" if self.sealed else "open"
+
+
 @dataclass(kw_only=True)
 class Expected:
     """How the store must stand."""
@@ -112,6 +133,7 @@ class Expected:
     now_ms: int = 0
     jobs: dict[str, Job] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
+    job_groups: dict[str, JobGroup] = field(default_factory=dict)
     orphans: list[Task] = field(default_factory=list)
     """Cancelled downloads of removed jobs that still have a slot."""
     limits: dict[tuple[Kind, str], int] = field(default_factory=dict)
@@ -269,7 +291,7 @@ class Expected:
         if kind is Kind.DOWNLOAD:
             self.note_over(job)
             return
-        job.reap_ms = self.now_ms + KEEP_MS
+        self.note_ended(job)
         download = job.tasks[Kind.DOWNLOAD]
         if how == "succeeded":
             job.short = download.state is State.CANCELLED and not download.stopping
@@ -280,10 +302,45 @@ class Expected:
         """A download has reached a terminal state."""
         plan = PLANS[job.spec.aggr_id]
         if plan is None:
-            job.reap_ms = self.now_ms + KEEP_MS
+            self.note_ended(job)
             return
         job.tasks[Kind.CALLBACK] = Task(plan.group, self.now_ms, generation=job.last_callback)
         self.limits.setdefault((Kind.CALLBACK, plan.group), plan.limit)
+
+    def note_ended(self, job: Job) -> None:
+        """A job has ended, its callback included."""
+        job.reap_ms = self.now_ms + KEEP_MS
+        if job.spec.group:
+            group = self.job_groups[job.spec.group]
+            group.unfinished.remove(job.spec.id)
+            group.ended[job.tasks[Kind.DOWNLOAD].state] += 1
+            self.complete(group)
+
+    def note_unfinished(self, job: Job) -> None:
+        """A job that had ended is retried."""
+        job.reap_ms = None
+        group = self.job_groups.get(job.spec.group)
+        if group is not None and not group.complete:
+            group.unfinished.add(job.spec.id)
+            group.ended[job.tasks[Kind.DOWNLOAD].state] -= 1
+
+    def complete(self, group: JobGroup) -> None:
+        """Complete a group that has to be; its callback becomes pending."""
+        if group.complete or group.unfinished or not group.sealed:
+            return
+        group.complete = True
+        if (spec := group.callback) is not None:
+            self.jobs[spec.id] = job = Job(
+                spec, {Kind.DOWNLOAD: Task(spec.aggr_id, 0, state=State.SUCCEEDED)}
+            )
+            self.note_over(job)
+
+    def expected_of_purge(self, job_id: str) -> Changed:
+        if job_id in self.removed:
+            return Changed.UNKNOWN
+        job = self.jobs[job_id]
+        stops = job.tasks[Kind.DOWNLOAD].stopping
+        return Changed.CONFLICT if stops or job.reap_ms is None else Changed.DONE
 
     def expected_of_retry(self, job_id: str, *, download: bool) -> Changed:
         if job_id in self.removed:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from downloader.errors import StoreUnavailable
 from downloader.model import CallbackOutcome, Cooldown, ErrorCode, Kind, Outcome, Verdict
 from downloader.store import StoreClient
-from servers.store_model import COOL_MS, DELAY_MS, GAP_MS, LEASE_MS, OWNERS, PLANS
+from servers.store_model import AGGREGATIONS, COOL_MS, DELAY_MS, GAP_MS, JOB_GROUPS, LEASE_MS, OWNERS
 
 OUTCOMES = {
     "succeeded": Outcome(verdict=Verdict.SUCCEEDED, response_code=200),
@@ -28,7 +28,11 @@ DELIVERIES = {
 kinds, owners, indexes = st.sampled_from(Kind), st.sampled_from(OWNERS), st.integers(0, 99)
 ends = st.sampled_from(["succeeded", "failed", "retry", "release"])
 submissions = st.tuples(
-    st.just("submit"), st.sampled_from(list(PLANS)), st.integers(1, 3), st.sampled_from([0, 0, 3, 9])
+    st.just("submit"),
+    st.sampled_from(AGGREGATIONS),
+    st.integers(1, 3),
+    st.sampled_from([0, 0, 3, 9]),
+    st.sampled_from(["", *JOB_GROUPS]),
 )
 leases = st.tuples(st.just("lease"), kinds, owners, st.integers(0, 4))
 settlements = st.tuples(st.just("settle"), kinds, indexes, ends)
@@ -49,7 +53,7 @@ steps = st.one_of(
     settlements,
     settlements,
     st.tuples(st.just("throttle"), indexes),
-    st.tuples(st.just("adjust"), st.sampled_from(list(PLANS)), adjustments),
+    st.tuples(st.just("adjust"), st.sampled_from(AGGREGATIONS), adjustments),
     st.tuples(st.just("settle_late"), kinds, indexes, ends),
     st.tuples(st.just("settle_anothers"), kinds, indexes, ends),
     st.tuples(st.just("renew"), kinds, indexes, st.booleans()),
@@ -61,11 +65,15 @@ steps = st.one_of(
     st.tuples(st.just("remove"), indexes),
     st.tuples(st.just("retry"), indexes, st.booleans()),
     st.tuples(st.just("cancel"), indexes, st.booleans()),
+    st.tuples(st.just("purge"), indexes),
+    st.tuples(st.just("define"), st.sampled_from(JOB_GROUPS)),
+    st.tuples(st.just("seal"), st.sampled_from(JOB_GROUPS)),
     st.tuples(st.just("restart")),
 )
 ACTIONS = {
     *("submit", "lease", "settle", "settle_late", "settle_anothers", "renew", "lose_answer", "crash"),
     *("move_clock", "sweep", "reap", "remove", "retry", "cancel", "restart", "throttle", "adjust"),
+    *("purge", "define", "seal"),
 }
 
 

@@ -26,7 +26,7 @@ do -- a script may have 200 local names
     for _, kind in ipairs({'download', 'callback'}) do
       local flat, task = redis.pcall('HGETALL', key_task(kind, id)), {}
       for i = 1, #flat, 2 do task[flat[i]] = flat[i + 1] end
-      if task.state == 'cancelled' then
+      if task.state then
         task.attempts, task.deliveries = task.attempts or '0', task.deliveries or '0'
       end
       if task.state then marks = marks .. mark_of(task.settled or '') end
