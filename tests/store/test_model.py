@@ -401,7 +401,9 @@ class Model(Expected):
         self.done["seal"] += bool(group.unfinished)
         group.sealed = True
         self.complete(group)
-        assert (await self.store.seal_group(name)).state == group.state
+        view = await self.store.seal_group(name)
+        assert view is not None
+        assert view.state == group.state
 
     async def retry(self, index: int, download: bool) -> None:  # noqa: FBT001  # drawn
         kind = Kind.DOWNLOAD if download else Kind.CALLBACK
@@ -528,10 +530,14 @@ async def play(server: Valkey, script: list[tuple[Any, ...]], prefix: str, done:
     raw = RawStore(redis)
     async with asyncio_loop(), open_client(redis, library=clocked_library()) as client:
         model = Model(server=server, client=client, raw=raw, done=done)
-        for name, *arguments in script:
-            await getattr(model, name)(*arguments)
-            await model.check()
-        await model.drain()
+        try:
+            for name, *arguments in script:
+                await getattr(model, name)(*arguments)
+                await model.check()
+            await model.drain()
+        except Exception as error:
+            error.add_note(f"after the steps {script}")
+            raise
         assert await model.leftovers() == {"layout", "clock"}
 
 
