@@ -12,7 +12,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from http import HTTPStatus
@@ -266,26 +266,26 @@ class JobSpec:
     """Fields that a newer version has stored; kept unchanged."""
 
     def to_json(self, seal: Callable[[str], str] | None = None) -> str:
-        """The stored form: compact JSON without the id and without fields that have the default value.
+        """The stored form: compact JSON of `stored`. `seal` encrypts, see `sealed`."""
+        return _encode(sealed(self.stored(), seal))
+
+    def stored(self) -> dict[str, Any]:
+        """The stored fields: all but the id and those that have the default value.
 
         The destination of failures is omitted if it equals the destination of successes. This saves memory:
-        millions of jobs may be pending. `seal` encrypts the `SEALED_FIELDS`; without `seal` they are stored
-        unencrypted.
+        millions of jobs may be pending.
         """
         body = dict(self.unknown)
         for (name, default), value in zip(_SPEC_DEFAULTS.items(), _spec_values(self), strict=True):
             if value != default:
                 body[name] = value
-        if self.callback(success=False) == self.callback(success=True):
-            body.pop("callback_error_type", None)
-            body.pop("callback_error_dst", None)
-        else:
-            body["callback_error_type"] = self.callback_error_type
-            body["callback_error_dst"] = self.callback_error_dst
-        if seal is not None:
-            secret = {name: body.pop(name) for name in SEALED_FIELDS if name in body}
-            body["sealed"] = seal(json.dumps(secret, separators=(",", ":")))
-        return _encode(body)
+        failures = {
+            "callback_error_type": self.callback_error_type,
+            "callback_error_dst": self.callback_error_dst,
+        }
+        if (self.callback_type, self.callback_dst) != tuple(failures.values()):
+            return body | failures
+        return {name: value for name, value in body.items() if name not in failures}
 
     @classmethod
     def from_json(
@@ -308,7 +308,11 @@ class JobSpec:
         except (ValueError, TypeError, RecursionError):
             body, damage = {}, "the stored job is damaged: no JSON object"
         unknown = {name: body.pop(name) for name in body.keys() - _SPEC_DEFAULTS.keys()}
-        at_fault = {name for name, value in (_REQUIRED | body).items() if not _fits(name, value)}
+        at_fault = (_REQUIRED - body.keys()) | {
+            name
+            for name, value in body.items()
+            if type(value) not in _SPEC_TYPES[name] or (type(value) in _CONTAINERS and not _has_texts(value))
+        }
         if at_fault:
             damage = damage or f"the stored job is damaged: {', '.join(sorted(at_fault))}"
             if any(name.startswith("callback") for name in at_fault):
@@ -346,16 +350,17 @@ _SPEC_DEFAULTS: dict[str, Any] = {
     for f in fields(JobSpec)
     if f.name not in ("id", "unknown", "damage")
 }
-_REQUIRED: dict[str, Any] = {name: None for name, default in _SPEC_DEFAULTS.items() if default is MISSING}
-_JSON_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "str": str,
-    "KeyExists": str,
-    "bool": bool,
-    "int": int,
-    "int | None": (int, NoneType),
-    "float | None": (int, float, NoneType),
-    "Sequence[str]": list,
-    "Mapping[str, str]": dict,
+_REQUIRED = frozenset(name for name, default in _SPEC_DEFAULTS.items() if default is MISSING)
+_CONTAINERS = frozenset({list, dict})
+_JSON_TYPES: Mapping[str, Collection[type]] = {
+    "str": {str},
+    "KeyExists": {str},
+    "bool": {bool},
+    "int": {int},
+    "int | None": {int, NoneType},
+    "float | None": {int, float, NoneType},
+    "Sequence[str]": {list},
+    "Mapping[str, str]": {dict},
 }
 """Types of a field's value in JSON, by the field's annotation."""
 _SPEC_TYPES = {f.name: _JSON_TYPES[str(f.type)] for f in fields(JobSpec) if f.name in _SPEC_DEFAULTS}
@@ -371,12 +376,19 @@ def _json_object(text: str | bytes) -> dict[str, Any]:
     return body
 
 
-def _fits(name: str, value: Any) -> bool:
-    """Whether a field of a job may have this value from JSON."""
-    if not isinstance(value, _SPEC_TYPES[name]):
-        return False
-    texts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+def _has_texts(container: Any) -> bool:
+    """Whether a list or an object from JSON has no other values than texts."""
+    texts = container.values() if isinstance(container, dict) else container
     return all(isinstance(text, str) for text in texts)
+
+
+def sealed(body: dict[str, Any], seal: Callable[[str], str] | None) -> dict[str, Any]:
+    """Stored fields of a job, with the `SEALED_FIELDS` encrypted; unchanged without `seal`."""
+    if seal is None:
+        return body
+    secret = {name: body[name] for name in SEALED_FIELDS if name in body}
+    rest = {name: value for name, value in body.items() if name not in secret}
+    return {**rest, "sealed": seal(json.dumps(secret, separators=(",", ":")))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,18 +98,17 @@ class HeldLease:
             work_until: Trio time at which the work is cancelled.
         """
         self.lease = lease
-        self.scope = trio.CancelScope()
+        self._clock = clock
+        self._ends_at = _end_of(asked_at, lease_s)
+        self.scope = trio.CancelScope(deadline=self._deadline())
         self.work = trio.CancelScope(deadline=work_until)
         self.started_at = trio.current_time()
         self.settlement: Settlement | None = None
         """The result of the work; `None` before the end of the work, and after a cancel."""
         self.unanswered = False
         """Whether the last call to renew the lease got no answer."""
-        self._clock = clock
-        self._ends_at = 0.0
         self._over = False
         self._renewed_until = asked_at + longest_s + HUNG_S
-        self.prolong(asked_at, lease_s)
 
     @property
     def hangs(self) -> bool:
@@ -127,10 +126,9 @@ class HeldLease:
         `asked_at` is the clock's time before the request was sent. The store counts from a later moment, so
         the lease ends in this process before it ends in the store.
         """
-        if self._over:
-            return
-        self._ends_at = asked_at + lease_s - min(lease_s * MARGIN, MAX_MARGIN_S)
-        self.scope.deadline = trio.current_time() + self._ends_at - self._clock()
+        if not self._over:
+            self._ends_at = _end_of(asked_at, lease_s)
+            self.scope.deadline = self._deadline()
 
     def lose(self) -> None:
         """Cancel work and settling, because another instance has the task."""
@@ -153,6 +151,14 @@ class HeldLease:
         The clock is read, so the result is also right after the process was frozen or the host suspended.
         """
         return self._clock() < self._ends_at
+
+    def _deadline(self) -> float:
+        """The lease's end as Trio time."""
+        return trio.current_time() + self._ends_at - self._clock()
+
+
+def _end_of(asked_at: float, lease_s: float) -> float:
+    return asked_at + lease_s - min(lease_s * MARGIN, MAX_MARGIN_S)
 
 
 def revoke(held: Collection[HeldLease], job_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Bounds of the work in flight in this process: a limiter per group, and a group's share of the slots.
+"""Bounds of the work in flight in this process: the limit of a group, and a group's share of the slots.
 
 While others wait, an aggregation gets at most half of the download slots, and a token at most half of the
 download slots and of the callback slots. Callbacks to destinations that have not answered quickly lately get
@@ -9,11 +9,9 @@ together at most half of the callback slots, and those among them that have fail
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
-
-import trio
 
 from downloader.model import Kind, Lease
 from downloader.scheduler.leases import HeldLease
@@ -32,8 +30,8 @@ Holder = tuple[Literal["group", "token"], str]
 class Limits:
     """The slots of a process, and the leases that occupy slots.
 
-    The store grants no lease beyond a group's limit. The limiter here is for the case that a lease ends and
-    is granted again before the former work has unwound.
+    The store grants no lease beyond a group's limit. The limit is checked again here for the case that a
+    lease ends and is granted again before the former work has unwound.
     """
 
     def __init__(self, kind: Kind, slots: int) -> None:
@@ -41,43 +39,39 @@ class Limits:
         self._slots = slots
         self._share = max(1, slots // 2)
         self._failing_share = max(1, slots // 4)
-        self._limiters: MutableMapping[str, trio.CapacityLimiter] = {}
+        self._working: dict[str, set[HeldLease]] = {}
+        """By group, without empty sets."""
         self._held = Counter[Holder]()
         self._large: dict[Holder, None] = {}
         self._capped_until: dict[Holder, float] = {}
         self._unproven = Counter[str]()
-        """By token."""
+        """By token; `_all_unproven` is the sum."""
+        self._all_unproven = 0
         self._failing = 0
         self._suspects = 0
 
     def enter(self, held: HeldLease) -> bool:
         """Take a slot of the lease's group; false if the group has no free slot in this process."""
-        lease = held.lease
-        limiter = self._limiters.get(lease.group)
-        if limiter is None:
-            limiter = self._limiters[lease.group] = trio.CapacityLimiter(lease.limit)
-        elif limiter.total_tokens != lease.limit:
-            limiter.total_tokens = lease.limit
-        try:
-            limiter.acquire_on_behalf_of_nowait(held)
-        except trio.WouldBlock:
+        if held.lease.group not in self._working:
+            self._working[held.lease.group] = {held}
+        elif self.full(held):
             return False
+        else:
+            self._working[held.lease.group].add(held)
         self._count(held, 1)
         return True
 
-    def full(self, group: str) -> bool:
-        """Whether a group has no free slot."""
-        limiter = self._limiters[group]
-        return limiter.borrowed_tokens >= limiter.total_tokens
+    def full(self, held: HeldLease) -> bool:
+        """Whether the lease's group has no free slot."""
+        return len(self._working[held.lease.group]) >= held.lease.limit
 
     def leave(self, held: HeldLease) -> bool:
         """Release the slot; returns whether the bounds of shares have changed, so that more may be leased."""
         before = self._bounds(held.lease.token)
         group = held.lease.group
-        limiter = self._limiters[group]
-        limiter.release_on_behalf_of(held)
-        if limiter.borrowed_tokens == 0:
-            del self._limiters[group]
+        self._working[group].remove(held)
+        if not self._working[group]:
+            del self._working[group]
         self._count(held, -1)
         return before != self._bounds(held.lease.token)
 
@@ -87,6 +81,7 @@ class Limits:
         self._suspects += change * held.suspect
         if not lease.proven:
             self._unproven[lease.token] += change
+            self._all_unproven += change
         for holder in self._holders(lease):
             self._held[holder] += change
             if self._held[holder] >= self._share:
@@ -96,16 +91,14 @@ class Limits:
                 if not self._held[holder]:
                     del self._held[holder]
 
-    def _holders(self, lease: Lease) -> Iterator[Holder]:
+    def _holders(self, lease: Lease) -> Sequence[Holder]:
         """Those that have a share of the slots; a callback's destination has a limit in the fleet instead."""
-        if self._kind is Kind.DOWNLOAD:
-            yield "group", lease.group
-        if lease.token:
-            yield "token", lease.token
+        token: Sequence[Holder] = [("token", lease.token)] if lease.token else []
+        return token if self._kind is Kind.CALLBACK else [("group", lease.group), *token]
 
     def _bounds(self, token: str) -> tuple[object, ...]:
         return (
-            self._unproven.total() >= self._share,
+            self._all_unproven >= self._share,
             self._failing >= self._failing_share,
             len(self._large),
             self._suspects,
@@ -128,7 +121,7 @@ class Limits:
             return shares
         return replace(
             shares,
-            unproven=max(0, self._share - self._unproven.total()),
+            unproven=max(0, self._share - self._all_unproven),
             failing=max(0, self._failing_share - self._failing),
         )
 
@@ -160,7 +153,7 @@ class Limits:
         A lease with cancelled work counts as handed back, even if the work takes long to end.
         """
         self._capped_until[holder] = now + HOLD_S
-        working = {lease for limiter in self._limiters.values() for lease in limiter.statistics().borrowers}
+        working = set().union(*self._working.values())
         leases = [
             lease
             for lease in held

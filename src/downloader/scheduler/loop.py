@@ -336,7 +336,7 @@ async def _work(running: _Running, held: HeldLease) -> Settlement:
             with held.work:
                 settlement = await running.work.work(held.lease, held.still_ours)
     finally:
-        if running.limits.full(held.lease.group):
+        if running.limits.full(held):
             running.urgent_until = trio.current_time() + URGENT_S
         # Before the settlement, after which the store may grant the slot to this process again.
         if running.limits.leave(held):

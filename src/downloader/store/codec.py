@@ -583,25 +583,35 @@ def _int(text: str | None) -> int:
         return 0
 
 
-def _outcome(row: Mapping[str, str], unseal: Unseal) -> Outcome:
+_NO_OUTCOME = dict.fromkeys(
+    (
+        *("state", "error", "code", "status", "size", "sha256", "mime", "image", "filename"),
+        *("etag", "last_modified", "content_type", "final_url", "not_modified"),
+    ),
+    "",
+)
+
+
+def _outcome(stored: Mapping[str, str], unseal: Unseal) -> Outcome:
+    row = {**_NO_OUTCOME, **stored}
     return Outcome(
-        verdict=_VERDICTS.get(row.get("state", ""), Verdict.FAILED),
-        error=row.get("error", ""),
-        error_code=_member(ErrorCode, row.get("code", "")),
-        response_code=_int(row.get("status")),
+        verdict=_VERDICTS.get(row["state"], Verdict.FAILED),
+        error=row["error"],
+        error_code=_member(ErrorCode, row["code"]),
+        response_code=_int(row["status"]),
         file=FileFacts(
-            size=_int(row.get("size")),
-            sha256=row.get("sha256", ""),
-            mime_type=row.get("mime", ""),
-            image_size=row.get("image", ""),
-            filename=row.get("filename", ""),
+            size=_int(row["size"]),
+            sha256=row["sha256"],
+            mime_type=row["mime"],
+            image_size=row["image"],
+            filename=row["filename"],
         ),
         response=ResponseMetadata(
-            etag=row.get("etag", ""),
-            last_modified=row.get("last_modified", ""),
-            content_type=row.get("content_type", ""),
-            final_url=_unsealed(row.get("final_url", ""), unseal),
-            not_modified="not_modified" in row,
+            etag=row["etag"],
+            last_modified=row["last_modified"],
+            content_type=row["content_type"],
+            final_url=_unsealed(row["final_url"], unseal),
+            not_modified=bool(row["not_modified"]),
         ),
     )
 

@@ -12,28 +12,26 @@ from __future__ import annotations
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
-from downloader.model import JobSpec, Outcome, Verdict
+from downloader.model import JobSpec, Outcome, Verdict, sealed
 from downloader.net import redact_url
 
 MAX_EXTRA = 1000
 """Most characters of `extra` that are kept, for `GET /jobs/<id>`."""
 
-_UNNEEDED = (
-    *("aggr_proxy", "aggr_rate", "aggr_delay", "request_headers", "user_agent", "host", "traceparent"),
-    *("max_retries", "download_timeout", "not_before", "deadline", "if_none_match", "if_modified_since"),
-    *("mime_type", "sha256", "size", "max_size", "min_size", "min_width", "min_height", "max_pixels"),
-    *("extract_image_size", "key_exists", "content_type", "content_disposition"),
+_UNNEEDED = frozenset(
+    {
+        "aggr_limit",
+        *("callback_type", "callback_dst", "callback_error_type", "callback_error_dst"),
+        *("aggr_proxy", "aggr_rate", "aggr_delay", "request_headers", "user_agent", "host", "traceparent"),
+        *("max_retries", "download_timeout", "not_before", "deadline", "if_none_match", "if_modified_since"),
+        *("mime_type", "sha256", "size", "max_size", "min_size", "min_width", "min_height", "max_pixels"),
+        *("extract_image_size", "key_exists", "content_type", "content_disposition"),
+    }
 )
-"""Fields of a job that only the download or the callback needs."""
-
-_BLANK: dict[str, Any] = {
-    field.name: field.default if field.default_factory is MISSING else field.default_factory()
-    for field in fields(JobSpec)
-    if field.name in _UNNEEDED
-}
+"""Fields of a job that only the download or the callback needs; one callback is kept."""
 
 MARK_LENGTH = 4
 """Characters of the mark of a lease."""
@@ -63,22 +61,18 @@ class Ended:
 def record(spec: JobSpec, outcome: Outcome, seal: Callable[[str], str] | None) -> str:
     """The lines that the caller knows; the script that ends the job adds the others."""
     callback_type, destination = spec.callback(success=outcome.verdict is Verdict.SUCCEEDED)
-    kept = replace(
-        spec,
-        url=redact_url(spec.url),
-        callback_type=callback_type,
-        callback_dst=redact_url(destination),
-        callback_error_type=callback_type,
-        callback_error_dst=redact_url(destination),
-        extra=spec.extra if len(spec.extra) <= MAX_EXTRA else "",
-        **_BLANK,
-    )
-    job = json.loads(kept.to_json(seal))
-    del job["aggr_limit"]
+    job = {name: value for name, value in spec.stored().items() if name not in _UNNEEDED}
+    job["url"] = redact_url(spec.url)
+    if callback_type:
+        job["callback_type"] = callback_type
+    if destination:
+        job["callback_dst"] = redact_url(destination)
+    if len(spec.extra) > MAX_EXTRA:
+        del job["extra"]
+    job = sealed(job, seal)
     lines = []
     for letter, name in _OF_JOB.items():
-        text = str(job.get(name, ""))
-        if text and text.isprintable():
+        if name in job and (text := str(job[name])).isprintable():
             lines.append(f"{letter}{text}")
             del job[name]
     if job:

@@ -70,32 +70,32 @@ def callback_body(
 ) -> bytes:
     """The body of the callback of a job that has ended, in ASCII; the same for every backend."""
     response = outcome.response
-    # Unchecked: `extra` may have a lone surrogate, which pydantic refuses and JSON in ASCII can express.
-    callback = Callback.model_construct(
-        success=outcome.verdict is Verdict.SUCCEEDED,
-        error=outcome.error,
-        extra=spec.extra,
-        resource_url=spec.url,
-        download_url=download_url if outcome.has_file else "",
-        job_id=spec.id,
-        response_code=outcome.response_code,
-        delivered=True,
-        delivery_error="",
-        image_size=outcome.file.image_size,
-        error_code=str(outcome.error_code),
-        size=outcome.file.size,
-        sha256=outcome.file.sha256,
-        md5=spec.md5 if outcome.has_file else "",
-        mime_type=outcome.file.mime_type,
-        attempts=attempts,
-        tags=spec.tags,
-        etag=response.etag,
-        last_modified=response.last_modified,
-        content_type=response.content_type,
-        final_url=final_url,
-        not_modified=response.not_modified,
-    )
-    return _encode(dict(callback)).encode("ascii")
+    # No `Callback`: `extra` may have a lone surrogate, which pydantic refuses and JSON in ASCII can express.
+    callback = {
+        "success": outcome.verdict is Verdict.SUCCEEDED,
+        "error": outcome.error,
+        "extra": spec.extra,
+        "resource_url": spec.url,
+        "download_url": download_url if outcome.has_file else "",
+        "job_id": spec.id,
+        "response_code": outcome.response_code,
+        "delivered": True,
+        "delivery_error": "",
+        "image_size": outcome.file.image_size,
+        "error_code": str(outcome.error_code),
+        "size": outcome.file.size,
+        "sha256": outcome.file.sha256,
+        "md5": spec.md5 if outcome.has_file else "",
+        "mime_type": outcome.file.mime_type,
+        "attempts": attempts,
+        "tags": spec.tags,
+        "etag": response.etag,
+        "last_modified": response.last_modified,
+        "content_type": response.content_type,
+        "final_url": final_url,
+        "not_modified": response.not_modified,
+    }
+    return _encode(callback).encode("ascii")
 
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
