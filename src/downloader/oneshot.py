@@ -9,7 +9,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -235,36 +235,27 @@ class Attempts(Protocol):
         """See `Fetcher.attempt`."""
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
 class Run:
-    """A run: reads the list and fetches each file in tasks of `nursery`.
+    """A run: reads the list and fetches each file in tasks of `nursery`. See `fetch_files`."""
 
-    `path_of` returns the path of the stored file of a job.
-    """
+    fetcher: Attempts
+    concurrency: InitVar[int]
+    path_of: Callable[[str], Path]
+    """Returns the path of the stored file of a job."""
+    nursery: trio.Nursery
+    limit: int
+    mime_type: str
+    on_result: Callable[[FetchResult], None]
+    on_progress: OnProgress
+    _slots: trio.CapacityLimiter = field(init=False)
+    _ahead: trio.Semaphore = field(default_factory=partial(trio.Semaphore, READ_AHEAD))
+    """Acquired once per file without a result."""
+    _hosts: dict[str, _Host] = field(default_factory=dict)
+    """Hosts with unfinished files, and hosts that have asked for a cooldown."""
 
-    def __init__(
-        self,
-        *,
-        fetcher: Attempts,
-        concurrency: int,
-        path_of: Callable[[str], Path],
-        nursery: trio.Nursery,
-        limit: int,
-        mime_type: str,
-        on_result: Callable[[FetchResult], None],
-        on_progress: OnProgress,
-    ) -> None:
-        self._fetcher = fetcher
-        self._path_of = path_of
-        self._nursery = nursery
-        self._limit = limit
-        self._mime_type = mime_type
-        self._on_result = on_result
-        self._on_progress = on_progress
+    def __post_init__(self, concurrency: int) -> None:
         self._slots = trio.CapacityLimiter(concurrency)
-        self._ahead = trio.Semaphore(READ_AHEAD)
-        """Acquired once per file without a result."""
-        self._hosts: dict[str, _Host] = {}
-        """Hosts with unfinished files, and hosts that have asked for a cooldown."""
 
     async def read(self, urls: Iterable[str], skip: Callable[[str], bool]) -> None:
         """Read the list, and enqueue each URL that is not skipped."""
@@ -285,9 +276,9 @@ class Run:
     def _enqueue(self, host: _Host, file: _File) -> None:
         """Add a file to the queue of a host, and start a worker unless the limit is reached."""
         host.waiting.append(file)
-        if host.workers < self._limit:
+        if host.workers < self.limit:
             host.workers += 1
-            self._nursery.start_soon(self._work, host)
+            self.nursery.start_soon(self._work, host)
 
     async def _work(self, host: _Host) -> None:
         """Fetch waiting files of a host sequentially until the queue is empty."""
@@ -305,7 +296,7 @@ class Run:
             elif outcome.verdict is Verdict.THROTTLED:
                 host.waiting.appendleft(file)
             else:
-                self._nursery.start_soon(self._enqueue_later, host, file, outcome.retry_after_s or 0.0)
+                self.nursery.start_soon(self._enqueue_later, host, file, outcome.retry_after_s or 0.0)
         host.workers -= 1
 
     async def _enqueue_later(self, host: _Host, file: _File, seconds: float) -> None:
@@ -317,9 +308,9 @@ class Run:
         spec = JobSpec(
             id=hashlib.sha256(file.url.encode()).hexdigest()[:32],
             aggr_id=host.name,
-            aggr_limit=self._limit,
+            aggr_limit=self.limit,
             url=file.url,
-            mime_type=self._mime_type,
+            mime_type=self.mime_type,
         )
         return Lease(
             kind=Kind.DOWNLOAD,
@@ -329,16 +320,16 @@ class Run:
             attempts=file.attempts,
             crashes=0,
             throttled=file.throttled,
-            limit=self._limit,
+            limit=self.limit,
         )
 
     async def _attempt(self, host: _Host, file: _File, lease: Lease) -> Outcome:
         began = trio.current_time()
         if file.begun is None:
             file.begun = time.monotonic()
-        progress = self._on_progress
+        progress = self.on_progress
         progress(file.url, 0, None)
-        outcome = await self._fetcher.attempt(
+        outcome = await self.fetcher.attempt(
             lease, still_ours=lambda: True, on_progress=partial(progress, file.url)
         )
         progress(file.url, None, None)
@@ -358,7 +349,7 @@ class Run:
         if not host.files and not host.cooldowns:
             del self._hosts[host.name]
         self._ahead.release()
-        self._on_result(
+        self.on_result(
             FetchResult(
                 index=file.index,
                 url=file.url,
@@ -370,7 +361,7 @@ class Run:
                 sha256=outcome.file.sha256,
                 mime_type=outcome.file.mime_type,
                 filename=outcome.file.filename,
-                path=str(self._path_of(lease.id)) if ok else "",
+                path=str(self.path_of(lease.id)) if ok else "",
                 attempts=lease.attempts + 1,
                 seconds=time.monotonic() - (file.begun or 0.0),
             )

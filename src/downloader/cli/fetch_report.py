@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
-from downloader.cli.fetch_folder import OutputFolder, Record
+from downloader.cli.fetch_folder import OutputFolder, Record, file_name
 from downloader.cli.output import Cell, show_table, write, write_json
 from downloader.errors import StorageError
 from downloader.oneshot import FetchResult
 from downloader.printable import escape
 
 if TYPE_CHECKING:
-    from downloader.cli.fetch_screen import Bars
+    from rich.live import Live
+    from rich.progress import Progress, TaskID
 
 COLUMNS: Mapping[str, Callable[[FetchResult], Cell]] = {
     "file": lambda result: result.path if result.ok else result.url,
@@ -28,6 +29,11 @@ COLUMNS: Mapping[str, Callable[[FetchResult], Cell]] = {
     "result": lambda result: ("ok", "green") if result.ok else (result.error, "red"),
 }
 """The cells of the table by column."""
+
+BARS = 12
+"""Most files with a bar at once. The bar of the run counts all files."""
+
+LABEL_CHARS = 32
 
 ROWS = 40
 """Most rows of the table at the end; with more files, only failures are listed."""
@@ -146,6 +152,52 @@ class Report:
         return replace(result, ok=False, error=text, error_code="storage", path="")
 
 
+class Bars:
+    """Bars for the first files in progress, and one for the whole run."""
+
+    def __init__(self, live: Live, files: Progress, run: Progress, count: int) -> None:
+        self.stop = live.stop
+        self._files, self._run = files, run
+        self._total = run.add_task("files", total=count)
+        self._tasks: dict[str, TaskID] = {}
+        """The bars of files, by URL."""
+
+    def show(self, url: str, received: int | None, total: int | None) -> None:
+        """Add, move or remove the bar of a file; `received` is `None` at the end."""
+        task = self._tasks.get(url)
+        if received is None:
+            if task is not None:
+                self._files.remove_task(self._tasks.pop(url))
+        elif task is not None:
+            self._files.update(task, completed=received, total=total)
+        elif len(self._tasks) < BARS:
+            label = file_name(url)[:LABEL_CHARS]
+            self._tasks[url] = self._files.add_task(label, completed=received, total=total)
+
+    def advance(self) -> None:
+        """Count a file that has ended."""
+        self._run.advance(self._total)
+
+
+@contextlib.contextmanager
+def _open_bars(count: int) -> Iterator[Bars]:
+    """Show bars on standard error until the context ends."""
+    # Imported here: it takes longer than a small download.
+    from rich import progress
+    from rich.console import Console, Group
+    from rich.live import Live
+
+    def bars(*amounts: progress.ProgressColumn) -> progress.Progress:
+        label = progress.TextColumn("{task.description}", markup=False)
+        left = progress.TimeRemainingColumn(compact=True)
+        return progress.Progress(label, progress.BarColumn(), *amounts, left)
+
+    files = bars(progress.DownloadColumn(), progress.TransferSpeedColumn())
+    run = bars(progress.MofNCompleteColumn())
+    with Live(Group(files, run), console=Console(stderr=True), transient=True) as live:
+        yield Bars(live, files, run, count)
+
+
 @contextlib.contextmanager
 def open_report(count: int, *, folder: OutputFolder, as_json_lines: bool) -> Iterator[Report]:
     """Open a report on `count` files, with bars if standard error is a terminal.
@@ -155,13 +207,9 @@ def open_report(count: int, *, folder: OutputFolder, as_json_lines: bool) -> Ite
     Raises:
         ConfigError: the record of the folder cannot be read.
     """
-    with contextlib.ExitStack() as stack:
-        record = stack.enter_context(contextlib.closing(Record(folder)))
-        bars = None
-        if sys.stderr.isatty() and not (as_json_lines and sys.stdout.isatty()):
-            from downloader.cli.fetch_screen import open_bars
-
-            bars = stack.enter_context(open_bars(count))
+    with contextlib.closing(Record(folder)) as record, contextlib.ExitStack() as stack:
+        shows_bars = sys.stderr.isatty() and not (as_json_lines and sys.stdout.isatty())
+        bars = stack.enter_context(_open_bars(count)) if shows_bars else None
         yield Report(count, folder=folder, record=record, as_json_lines=as_json_lines, bars=bars)
 
 

@@ -15,21 +15,3 @@ from downloader.config.models import (
 )
 from downloader.config.read import allow_also, load_settings
 from downloader.config.redact import redacted
-
-__all__ = [
-    "EMBEDDED",
-    "RENEWALS_PER_LEASE",
-    "ApiSettings",
-    "HostSettings",
-    "ProcessorSettings",
-    "RedisSettings",
-    "Scope",
-    "Settings",
-    "TokenSettings",
-    "allow_also",
-    "import_config",
-    "load_settings",
-    "read_old_config",
-    "redacted",
-    "with_default_backend",
-]

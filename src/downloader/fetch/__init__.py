@@ -7,13 +7,3 @@ from downloader.fetch.retry import MAX_COOLDOWN_S
 from downloader.fetch.settings import FetchLimits, FetchSettings
 from downloader.fetch.sink import CompleteBody
 from downloader.fetch.spool import disk_used_percent
-
-__all__ = [
-    "MAX_COOLDOWN_S",
-    "CompleteBody",
-    "FetchLimits",
-    "FetchSettings",
-    "Fetcher",
-    "disk_used_percent",
-    "open_fetcher",
-]

@@ -10,16 +10,3 @@ from downloader.scheduler.leases import Held, revoke
 from downloader.scheduler.loop import run_work
 from downloader.scheduler.reaper import delete_file, run_reaper
 from downloader.scheduler.work import LeaseEnd, StillOurs, Work
-
-__all__ = [
-    "Held",
-    "LeaseEnd",
-    "StillOurs",
-    "Stop",
-    "Wake",
-    "Work",
-    "delete_file",
-    "revoke",
-    "run_reaper",
-    "run_work",
-]

@@ -18,23 +18,3 @@ from downloader.server.asgi import (
 )
 from downloader.server.limits import PIECE_BYTES, Limits, client_address
 from downloader.server.serve import serve_http, tls_context
-
-__all__ = [
-    "ENDLESS",
-    "PIECE_BYTES",
-    "RESERVED",
-    "STREAMED",
-    "AsgiApp",
-    "Gone",
-    "Headers",
-    "HttpError",
-    "Limits",
-    "Message",
-    "Receive",
-    "Send",
-    "client_address",
-    "client_of",
-    "send_response",
-    "serve_http",
-    "tls_context",
-]
