@@ -78,8 +78,9 @@ async def test_a_sealed_group_whose_jobs_have_ended_has_one_callback(store: JobS
     assert await no_callback_is_due(store)
     await ended(store)
     group = await group_of(store)
-    assert (group.state, group.callback_id) == ("complete", callback.id)
+    assert (group.state, group.callback_id, group.callback_state) == ("complete", callback.id, "pending")
     lease = await leased(store, kind=Kind.CALLBACK)
+    assert (await group_of(store)).callback_state == "running"
     assert (lease.id, lease.group, lease.token, lease.spec.extra) == (callback.id, "http group", "t", "x")
     assert group.first_at is not None
     assert group.last_at is not None
@@ -93,6 +94,7 @@ async def test_a_sealed_group_whose_jobs_have_ended_has_one_callback(store: JobS
     }
     await store.settle("me", [closed(lease, TAKEN, 60, 4)])
     await store.seal_group("g")
+    assert (await group_of(store)).callback_state == "succeeded"
     assert await no_callback_is_due(store)
     assert (await store.jobs(Listed.FINISHED, "", "", 9, lambda job: job.id == callback.id)).jobs == []
 
@@ -213,7 +215,7 @@ async def test_the_callback_of_a_group_that_has_failed_is_sent_again(store: JobS
     await store.settle("me", [tried_again(lease, replace(REFUSED, verdict=Verdict.RETRY), 0)])
     await store.settle("me", [closed(await leased(store, kind=Kind.CALLBACK), REFUSED, 60, 4)])
     [job] = (await store.jobs(Listed.FAILED_CALLBACKS, "", "", 9)).jobs
-    assert job.id == spec.id
+    assert (job.id, (await group_of(store)).callback_state) == (spec.id, "failed")
     await store.retry(spec.id, download=False, limit=4)
     assert (await leased(store, kind=Kind.CALLBACK)).spec.aggr_id == "g"
 

@@ -439,6 +439,7 @@ def group(name: str, home: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]
         last_at=moment(max(_int(part.get("last_at")) for part in parts) or None),
         completed_at=_moment(home.get("completed", "")),
         callback_id=home.get("id", "") if "completed" in home else "",
+        callback_state=home.get("callback_state", ""),
         **counts,
     )
 

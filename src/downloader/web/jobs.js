@@ -23,6 +23,13 @@ function detail(job) {
   return [job.error, at && moment(new Date(at))].filter(Boolean).join(" · ");
 }
 
+// The state of a job as far as the list does not say it.
+function stateOf(job) {
+  const listed = $("jobs-state").value;
+  if (listed === "callback") return "callback failed";
+  return listed === "unfinished" && job.callback ? `${job.state}, callback ${job.callback}` : job.state;
+}
+
 const showRows = list($("jobs").tBodies[0], () => {
   const [box, link, url, name] = [make("input"), make("a"), make("span", "sub"), make("bdi")];
   const [narrow, state, more] = [make("bdi", "sub narrow"), make("span", "word"), make("span", "sub")];
@@ -42,7 +49,7 @@ const showRows = list($("jobs").tBodies[0], () => {
       setForeign(url, job.url);
       setForeign(name, job.aggr_id);
       setForeign(narrow, job.aggr_id);
-      setText(state, $("jobs-state").value === "callback" ? "callback failed" : job.state);
+      setText(state, stateOf(job));
       setForeign(more, detail(job));
     },
   };
@@ -50,19 +57,28 @@ const showRows = list($("jobs").tBodies[0], () => {
 
 let jobs = [];
 
+// Whether the list is that of one aggregation.
+const whole = () => $("jobs-state").value === "pending" && $("jobs-group").value === "";
+
+// What has to be typed before there is a list.
+function unnamed() {
+  if (whole() && $("jobs-q").value === "") return "Pending jobs are listed by aggregation: type its whole name.";
+  const nameless = $("jobs-state").value === "unfinished" && $("jobs-group").value === "";
+  return nameless ? "Unfinished jobs are listed by group: type its whole name." : "";
+}
+
 function show() {
   const state = $("jobs-state").value;
   showRows(jobs.map((job) => [job.id, job]));
   $("jobs").hidden = jobs.length === 0;
-  const unnamed = state === "pending" && $("jobs-q").value === "";
-  setText($("jobs-none"), unnamed ? "Pending jobs are listed by aggregation: type its whole name." : "No such job.");
+  setText($("jobs-none"), unnamed() || "No such job.");
   $("jobs-none").hidden = jobs.length > 0;
-  $("jobs-q").placeholder = state === "pending" ? "Whole name of an aggregation" : "Part of an aggregation";
+  $("jobs-q").placeholder = whole() ? "Whole name of an aggregation" : "Part of an aggregation";
   $("jobs-before").hidden = pages.length === 1;
   $("jobs-after").hidden = next === "";
   const count = selected.size;
   $("jobs-all").checked = count > 0 && count === jobs.length;
-  $("jobs-cancel").hidden = count === 0 || !["pending", "running"].includes(state);
+  $("jobs-cancel").hidden = count === 0 || !["pending", "running", "unfinished"].includes(state);
   $("jobs-retry").hidden = count === 0 || !["failed", "callback"].includes(state);
   setText($("jobs-retry"), state === "callback" ? "Send the selected callbacks again" : "Download the selected again");
 }
@@ -77,12 +93,12 @@ async function look() {
   timer = 0;
   lookedAt = performance.now();
   const ticket = ++asked;
-  const [state, q] = [$("jobs-state").value, $("jobs-q").value];
-  const which = state === "callback" ? { callback: "failed" } : { state };
+  const [state, group, q] = ["jobs-state", "jobs-group", "jobs-q"].map((id) => $(id).value);
+  const which = state === "callback" ? { callback: "failed" } : { state: state === "unfinished" ? "" : state };
   let page = { jobs: [], cursor: "" };
-  if (state !== "pending" || q) {
+  if (!unnamed()) {
     try {
-      const parameters = query({ ...which, [state === "pending" ? "aggr_id" : "q"]: q, count: ROWS, cursor: pages.at(-1) });
+      const parameters = query({ ...which, group, [whole() ? "aggr_id" : "q"]: q, count: ROWS, cursor: pages.at(-1) });
       page = await call("GET", `jobs?${parameters}`);
     } catch (problem) {
       if (problem.status === 422) complain(problem);
@@ -113,10 +129,20 @@ $("jobs-state").addEventListener("change", () => turn([""]));
 $("jobs-form").addEventListener("submit", (event) => event.preventDefault());
 $("jobs-all").addEventListener("change", () => select(jobs.map(({ id }) => id), $("jobs-all").checked));
 let typing = 0;
-$("jobs-q").addEventListener("input", () => {
-  clearTimeout(typing);
-  typing = setTimeout(() => turn([""]), TYPING_MS);
-});
+for (const id of ["jobs-q", "jobs-group"]) {
+  $(id).addEventListener("input", () => {
+    clearTimeout(typing);
+    typing = setTimeout(() => turn([""]), TYPING_MS);
+  });
+}
+
+// Lists the jobs of a group that somebody most likely looks for.
+export function showJobsOf({ name, unfinished, failed }) {
+  $("jobs-group").value = name;
+  $("jobs-q").value = "";
+  $("jobs-state").value = unfinished ? "unfinished" : failed ? "failed" : "succeeded";
+  turn([""]);
+}
 
 // One request for each job; a job whose state has changed meanwhile is left as it is.
 async function each(title, text, verb, method, path, done) {

@@ -6,6 +6,7 @@ import { addSamples } from "./charts.js";
 import { $, setText } from "./dom.js";
 import { failuresChanged } from "./failures.js";
 import { showFleet } from "./fleet.js";
+import { groupsChanged } from "./groups.js";
 import { jobMayHaveChanged, openLinkedJob } from "./job.js";
 import { jobsChanged } from "./jobs.js";
 import { signIn } from "./signin.js";
@@ -23,6 +24,7 @@ function show(snapshot) {
   aggregationsChanged();
   callbacksChanged(snapshot);
   failuresChanged(snapshot);
+  groupsChanged();
   jobMayHaveChanged();
   jobsChanged();
   const busy = snapshot.aggregations.length > 0;

@@ -57,6 +57,14 @@ export function aggregationState(aggregation) {
   }
 }
 
+// How a group of jobs is doing; `callback` stands below its state.
+export function groupState({ state, callback_state }) {
+  const callback = callback_state && `callback ${CALLBACKS[callback_state] ?? callback_state}`;
+  return { word: state, callback, bad: callback_state === "failed" };
+}
+
+const CALLBACKS = { pending: "waits", running: "is being delivered", succeeded: "delivered" };
+
 export function seconds(value) {
   if (value < 1) return `${Number((value * 1000).toPrecision(2))} ms`;
   if (value < 100) return `${Number(value.toPrecision(2))} s`;

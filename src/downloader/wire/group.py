@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from downloader.model import MAX_URL_CHARS, JobSpec
-from downloader.wire.base import Cursor, Moment, WireModel, moment, rfc3339
+from downloader.model import MAX_URL_CHARS, JobSpec, StateName
+from downloader.wire.base import NEWER, Cursor, Moment, WireModel, moment, rfc3339
 
 
 @with_config(ConfigDict(strict=True, hide_input_in_errors=True, use_attribute_docstrings=True))
@@ -47,6 +47,8 @@ class Group(WireModel):
     callback_id: str = ""
     """The id of its callback: `GET /jobs/<id>` shows it, and `POST /retry/<id>` sends it again if it has
     failed. Empty without a callback, and until the group is complete."""
+    callback_state: Annotated[StateName | Literal[""], NEWER] = ""
+    """The state of this callback; empty once `callback_id` names no job any more."""
 
 
 class GroupPage(WireModel):

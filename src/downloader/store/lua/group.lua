@@ -7,9 +7,17 @@
 -- from    any; a complete group is not changed
 -- to      the same; with `seal` and no unfinished job in any shard, its callback pending; nothing for a new group that is
 --         too much for the quota
--- answer  per group: unfinished: how many jobs, and the fields of its record but `spec`, as names and values; nothing for
---         no such group
+-- answer  per group: unfinished: how many jobs, callback_state: of a complete group in the shard of its name, '' for none
+--         or once its job is deleted, and the fields of its record but `spec`, as names and values; nothing for no such
+--         group
 -- repeat  harmless
+
+local function callback_state(id)
+  local state = task_fields('callback', id, 'state')[1]
+  if state then return state end
+  if redis.call('EXISTS', key_job(id)) == 1 then return 'pending' end
+  return redis.call('HEXISTS', key_ended(), id) == 1 and 'succeeded' or ''
+end
 
 local answers = {}
 for item in items() do
@@ -41,6 +49,8 @@ for item in items() do
       if answer[i] == 'spec' then answer[i + 1] = '' end
     end
     answer[#answer + 1], answer[#answer + 2] = 'unfinished', redis.call('ZCARD', key_members(name))
+    local id, completed = unpack(redis.call('HMGET', record, 'id', 'completed'))
+    answer[#answer + 1], answer[#answer + 2] = 'callback_state', id and completed and callback_state(id) or ''
   end
   answers[#answers + 1] = answer
 end
