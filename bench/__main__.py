@@ -35,7 +35,7 @@ _ROOM_BYTES = 2 * 2**30
 _PROBE_FILES = 200
 _SMALL_RUN_JOBS = 1000
 """Below this many jobs the run is a check that the bench works: everything is smaller."""
-_FEW = ("S2c", "S2d-100KB", "S2e-10KiB-new")
+_FEW = ("S2c", "S2e-10KiB-new")
 
 
 def main() -> int:
@@ -104,15 +104,15 @@ def _plan(options: argparse.Namespace, builds: list[Build]) -> Plan:
         processes=options.processes or ([1] if small else [1, 2]),
         jobs=options.jobs,
         aggregations=options.aggregations,
-        samples=min(options.jobs, 20) if small else 200,
+        samples=min(options.jobs, 5) if small else 200,
         large_bytes=2**24 if small else 2**30,
         waiting=options.jobs if small else 5_000,
         at_limit=options.jobs if small else 10_000,
         watched_s=1.0 if small else 10.0,
         rates=[50] if small else options.rates,
         steady_s=1 if small else 10,
-        idle_jobs=options.jobs if small else 200,
-        fleets=[(1, 0), (20, 10)] if small else [(1, 0), (5, 0), (20, 0), (100, 0), (20, 10)],
+        idle_jobs=min(options.jobs, 20) if small else 200,
+        fleets=[(20, 10)] if small else [(1, 0), (5, 0), (20, 0), (100, 0), (20, 10)],
         limited=options.jobs if small else 1_000,
         limits=[4] if small else [1, 4, 16],
         fetched=options.jobs if small else 3_000,

@@ -126,7 +126,7 @@ async def test_a_tls_failure_behind_a_proxy_blocks_no_later_attempt(tmp_path: Pa
 async def test_a_silent_proxy(tmp_path: Path, kind: Kind, origin: Origin) -> None:
     async with (
         open_proxy(kind) as proxy,
-        open_lab(tmp_path, limits=small(connect_s=0.1, response_s=0.1)) as lab,
+        open_lab(tmp_path, limits=small(connect_s=0.1), response_timeout=0.1) as lab,
     ):
         proxy.silent = True
         outcome = await lab.fetch(origin.url("/bytes/1"), proxy=proxy.url())

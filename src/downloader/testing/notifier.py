@@ -31,7 +31,9 @@ _LARGE_BYTES = 100_000
 _CANCELS_S = (0.0, 0.01, 0.1, 0.4)
 """Moments at which a delivery is cancelled: before the first step, while connecting, while waiting."""
 _MOMENTS = 100
-"""Further moments, evenly over the time of a delivery: a client may lose a cancel between two steps."""
+"""Most further moments, evenly over the time of a delivery: a client may lose a cancel between two steps."""
+_MOMENTS_S = 10.0
+"""Time for the further moments: there are fewer where a delivery is slow."""
 _IN_FLIGHT_S = 0.3
 """Time from the start of a delivery until the plugin is closed or everything is cancelled."""
 _ODD = ("", " ", "\n", "\0", "a\r\nX-Injected: 1", "../../etc/passwd", "x" * 5000, "h\u00e9", "\U0001f642")
@@ -224,7 +226,8 @@ class NotifierContract(Contract[NotifierPeer]):
             began = time.monotonic()
             await delivered(run, notifier, run.peer.destination(), a_payload())
             took_s = min(time.monotonic() - began, 1.0)
-            moments = [took_s * turn / _MOMENTS for turn in range(_MOMENTS)]
+            turns = min(_MOMENTS, int(2 * _MOMENTS_S / took_s))
+            moments = [took_s * turn / turns for turn in range(turns)]
             async with run.peer.failing(Fault.SILENT) as destination:
                 for after_s in (*_CANCELS_S, *moments):
                     call = partial(notifier.deliver, destination, a_payload())
