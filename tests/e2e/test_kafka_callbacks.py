@@ -11,7 +11,7 @@ import pytest
 
 from downloader.wire import Callback
 from servers.fleet import Fleet, History, Tables, job_for, open_fleet
-from servers.kafka import Tansu, mock_cluster, wait_for_records
+from servers.kafka import Tansu, wait_for_records
 from servers.origin import Origin
 from servers.sink import Sink
 from servers.valkey import Valkey
@@ -19,14 +19,10 @@ from servers.valkey import Valkey
 pytestmark = [pytest.mark.slow, pytest.mark.plugin]
 
 
-@pytest.fixture(params=["tansu", "librdkafka"])
-def brokers(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "tansu":
-        with Tansu() as running:
-            yield running.servers
-    else:
-        with mock_cluster() as addresses:
-            yield addresses
+@pytest.fixture
+def brokers() -> Iterator[str]:
+    with Tansu() as running:
+        yield running.servers
 
 
 def kafka(brokers: str, **more: Any) -> Tables:
@@ -97,17 +93,3 @@ async def test_beside_callbacks_over_http_in_two_processes(
         await sink.heard_of(*ids[::2])
         assert sorted(record.key.decode() for record in records) == sorted(ids[1::2])
         await run.stop()
-
-
-async def test_a_topic_that_is_not_listed_is_refused_with_a_reason(
-    server: Valkey, folder: Path, sink: Sink, origin: Origin
-) -> None:
-    with mock_cluster() as brokers:
-        async with open_fleet(folder, server, kafka(brokers, topics=["jobs"])) as fleet:
-            run = await fleet.start("run")
-            job_id = await fleet.post(**job_for(origin.url("/bytes/1"), sink.url()) | to_topic("other"))
-            await run.event("callback.failed", job_id=job_id)
-            job = await fleet.job(job_id)
-            assert job["callback"]["state"] == "failed"
-            assert "topic other is not allowed by backends.kafka.topics" in str(job["callback"])
-            await run.stop()

@@ -16,7 +16,6 @@ import trio
 from servers.aws import CREDENTIALS, REGION, Moto
 from servers.fleet import Fleet, job_for, open_fleet
 from servers.origin import Origin
-from servers.sink import Sink
 
 pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.timeout(120)]
 
@@ -87,39 +86,6 @@ async def test_a_fifo_queue_is_ordered_by_aggregation(folder: Path, origin: Orig
         found = {one["job_id"]: one["attributes"] for one in await received(moto, "jobs.fifo", 3)}
         assert [found[job_id]["MessageGroupId"] for job_id in ids] == ["example.org", "a%20b", "example.org"]
         assert [found[job_id]["MessageDeduplicationId"] for job_id in ids] == ids
-
-
-async def test_failures_may_go_elsewhere(folder: Path, origin: Origin, sink: Sink, moto: Moto) -> None:
-    moto.sqs.create_queue(QueueName="failures")
-    async with a_run(folder, moto) as fleet:
-        elsewhere: dict[str, Any] = {"callback_error_type": "sqs", "callback_error_dst": "failures"}
-        good = await fleet.post(**job_for(origin.url("/bytes/1"), sink.url(), **elsewhere))
-        bad = await fleet.post(**job_for(origin.url("/status/404"), sink.url(), **elsewhere))
-        [failure] = await received(moto, "failures", 1)
-        assert failure["job_id"] == bad
-        assert (failure["success"], failure["error_code"]) == (False, "http_status")
-        [callback] = await sink.heard_of(good)
-        assert callback.payload["success"]
-        assert [one.job_id for one in sink.received] == [good]
-
-
-async def test_a_queue_that_is_not_listed_is_rejected(folder: Path, origin: Origin, moto: Moto) -> None:
-    moto.sqs.create_queue(QueueName="secret")
-    async with a_run(folder, moto, queues=["jobs-*"]) as fleet:
-        job_id = await fleet.post(**job_for(origin.url("/bytes/1"), "secret", callback_type="sqs"))
-        line = await fleet.running[0].event("callback.failed", job_id=job_id)
-        assert line["error"] == "queue secret is not one of backends.sqs.queues"
-        job = await fleet.job(job_id)
-        assert (job["state"], job["callback"]["state"]) == ("succeeded", "failed")
-    assert await trio.to_thread.run_sync(messages_left, moto, "secret") == 0
-
-
-async def test_a_section_at_fault_ends_the_start(folder: Path, moto: Moto) -> None:
-    tables = {"backends.sqs": {"region": REGION, "queue": "jobs"}}
-    async with open_fleet(folder, None, tables) as fleet:
-        run = await fleet.start("run", environ=CREDENTIALS, ready=False)
-        assert await run.wait() == 2
-        assert run.noise == ["downloader: backends.sqs: queue: there is no such key; did you mean queues?"]
 
 
 def messages_left(moto: Moto, name: str) -> int:

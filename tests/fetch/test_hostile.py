@@ -14,7 +14,7 @@ import trio.testing
 from downloader.fetch.response import Gunzip
 from downloader.model import ErrorCode, Outcome, Verdict
 from servers.lab import Lab, open_lab, small
-from servers.origin import BLOCK_BYTES, Exchange, Handler, Origin, Then, body_of, gate, raw, repeat, respond
+from servers.origin import BLOCK_BYTES, Exchange, Handler, Origin, body_of, gate, raw, repeat, respond
 
 MIB = 1024 * 1024
 
@@ -341,12 +341,6 @@ async def test_garbage(lab: Lab, origin: Origin, data: bytes) -> None:
 # connections
 
 
-async def test_connections_are_kept_per_aggregation(lab: Lab, origin: Origin) -> None:
-    for group in ("a", "a", "b", "a"):
-        await lab.fetch(origin.url("/bytes/10"), group=group)
-    assert origin.connections == 2
-
-
 async def test_no_more_idle_connections_than_the_limit(lab: Lab, origin: Origin) -> None:
     go = trio.Event()
     url = origin.on("/x", gate(go, respond(200, b"x")))
@@ -356,41 +350,6 @@ async def test_no_more_idle_connections_than_the_limit(lab: Lab, origin: Origin)
         await origin.seen("/x", 5)
         go.set()
     await origin.wait_until(lambda: origin.open_connections == 2)
-
-
-@pytest.mark.parametrize("then", ["close", "rst"])
-async def test_a_kept_connection_that_the_peer_closes_costs_no_attempt(
-    lab: Lab, origin: Origin, then: Then
-) -> None:
-    closing = trio.Event()
-
-    async def once(exchange: Exchange) -> None:
-        # The first request on a connection is served, the second finds it closing.
-        if origin.requests[-1].connection == 1 and len(origin.requests) > 1:
-            await raw(b"", then)(exchange)
-        else:
-            await respond(200, b"x")(exchange)
-        closing.set()
-
-    url = origin.on("/x", once)
-    assert (await lab.fetch(url)).verdict is Verdict.SUCCEEDED
-    assert (await lab.fetch(url)).verdict is Verdict.SUCCEEDED
-    assert [request.connection for request in origin.requests] == [1, 1, 2]
-
-
-async def test_a_connection_closed_while_idle_is_not_used(lab: Lab, origin: Origin) -> None:
-    await lab.fetch(origin.on("/x", raw(OK + b"Content-Length: 1\r\n\r\nx")))
-    await origin.wait_until(lambda: origin.open_connections == 0)
-    assert (await lab.fetch(origin.url("/bytes/1"))).verdict is Verdict.SUCCEEDED
-    assert [request.connection for request in origin.requests] == [1, 2]
-
-
-async def test_idle_connections_expire(tmp_path: Path, origin: Origin) -> None:
-    async with open_lab(tmp_path, limits=small(idle_s=0.05)) as lab:
-        for _ in range(2):
-            await lab.fetch(origin.url("/bytes/1"))
-            await origin.wait_until(lambda: origin.open_connections == 0)
-        assert origin.connections == 2
 
 
 async def test_idle_connections_are_bounded_in_all(tmp_path: Path, origin: Origin) -> None:

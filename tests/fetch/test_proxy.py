@@ -111,17 +111,6 @@ async def test_a_refusing_proxy_blocks_no_later_attempt(tmp_path: Path, kind: Ki
             ).verdict is Verdict.SUCCEEDED
 
 
-async def test_a_tls_failure_behind_a_proxy_blocks_no_later_attempt(tmp_path: Path) -> None:
-    async with (
-        open_origin(server_context("elsewhere.example")) as origin,
-        open_proxy("http") as proxy,
-        open_lab(tmp_path, ca_file=write_authority(tmp_path)) as lab,
-    ):
-        for _ in range(3):
-            outcome = await lab.fetch(origin.url("/bytes/1"), proxy=proxy.url(), limit=1)
-            assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.TLS)
-
-
 @pytest.mark.parametrize("kind", ["http", "socks5"])
 async def test_a_silent_proxy(tmp_path: Path, kind: Kind, origin: Origin) -> None:
     async with (

@@ -30,7 +30,7 @@ from downloader.net import (
     tls_context,
 )
 from servers.certs import server_context, write_authority
-from servers.loopback import Names, listening, nobody_came
+from servers.loopback import Names
 from servers.origin import Exchange, Handler, Origin, open_origin, raw, respond
 from servers.ports import spare_port
 from servers.proxies import open_proxy
@@ -178,17 +178,6 @@ async def test_each_failure_has_its_exception_type(origin: Origin) -> None:
         with pytest.raises(TlsFailed):
             await get(transport, secure.url("/bytes/1"))
     await origin.wait_until(lambda: origin.open_connections == 0)
-
-
-@pytest.mark.parametrize("scheme", ["http", "socks5"])
-async def test_a_proxys_address_is_checked(scheme: str) -> None:
-    with listening() as sock:
-        proxy = Url.parse(f"{scheme}://127.0.0.1:{sock.getsockname()[1]}", "proxy")
-        async with opened(PUBLIC_ONLY, resolver=Names()) as transport:
-            for url in ("http://origin.test/", "https://origin.test/"):
-                with pytest.raises(EgressRefused):
-                    await get(transport, url, proxy=proxy)
-        assert nobody_came(sock)
 
 
 async def test_tls_failures_behind_a_proxy_leave_nothing(tmp_path: Any) -> None:

@@ -2,14 +2,12 @@
 
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 import trio
 import trustme
 
-from downloader.net import NetLimits
 from downloader.net.stream import Stream
 from downloader.notify import Delivered, Notifier, Result, RetryLater
 from servers.loopback import Changed
@@ -52,51 +50,6 @@ async def test_https_with_an_authority_of_our_own(ca: trustme.CA, tmp_path: Path
         result = await notifier.deliver(receiver.url(scheme="https"), PAYLOAD)
     assert isinstance(result, RetryLater)
     assert result.reason.startswith("TLS handshake failed: certificate verify failed: IP address mismatch")
-
-
-async def test_an_unknown_authority_is_retried(ca: trustme.CA, notifier: Notifier) -> None:
-    async with receiving(_server(ca, "localhost")) as receiver:
-        result = await notifier.deliver(receiver.url(scheme="https", host="localhost"), PAYLOAD)
-    assert isinstance(result, RetryLater)
-    assert result.reason.startswith("TLS handshake failed: certificate verify failed")
-
-
-async def silence(stream: trio.abc.Stream) -> None:
-    await stream.receive_some(1)
-
-
-async def test_a_connection_is_used_again(receiver: Receiver, notifier: Notifier) -> None:
-    for path in ("/a", "/b", "/a"):
-        assert await notifier.deliver(receiver.url(path), PAYLOAD) == Delivered()
-    assert receiver.connections == 1
-
-
-async def test_a_connection_that_the_peer_closed_is_not_used(receiver: Receiver, notifier: Notifier) -> None:
-    async def once(stream: trio.abc.Stream) -> None:
-        await stream.send_all(OK)
-
-    receiver.answer = once
-    for _ in range(3):
-        assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
-        await trio.testing.wait_all_tasks_blocked(0.01)
-    assert receiver.connections == 3
-
-
-async def test_a_callback_whose_connection_is_lost_is_tried_later(
-    receiver: Receiver, notifier: Notifier
-) -> None:
-    """The peer has read the request, and may have carried it out."""
-    requests = 0
-
-    async def fickle(stream: trio.abc.Stream) -> None:
-        nonlocal requests
-        await stream.send_all(OK)
-        requests += bool(await stream.receive_some(65536))
-
-    receiver.answer = fickle
-    results = [type(await notifier.deliver(receiver.url(), PAYLOAD)) for _ in range(4)]
-    assert results == [Delivered, RetryLater, Delivered, RetryLater]
-    assert (receiver.connections, requests) == (2, 2)
 
 
 async def test_connections_that_are_being_given_up_are_not_used(
@@ -153,56 +106,6 @@ async def test_bytes_after_an_answer_are_not_the_next_one(receiver: Receiver, no
     assert receiver.connections == 2
 
 
-async def test_many_destinations_at_once() -> None:
-    async with AsyncExitStack() as stack:
-        peers = [await stack.enter_async_context(receiving()) for _ in range(6)]
-        notifier = await stack.enter_async_context(opened())
-        async with trio.open_nursery() as nursery:
-            for number in range(60):
-                nursery.start_soon(notifier.deliver, peers[number % 6].url(), PAYLOAD)
-        assert [len(peer.requests) for peer in peers] == [10] * 6
-        assert await notifier.deliver(peers[0].url(), PAYLOAD) == Delivered()
-
-
-async def test_idle_destinations_lose_their_connections(
-    receiver: Receiver,
-) -> None:
-    gone = trio.Event()
-
-    async def keep(stream: trio.abc.Stream) -> None:
-        await stream.send_all(OK)
-        await stream.receive_some(1)
-        gone.set()
-
-    receiver.answer = keep
-    async with opened(limits=NetLimits(idle_s=0.02)) as notifier:
-        assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
-        with trio.fail_after(20):
-            await gone.wait()
-        assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
-    assert receiver.connections == 2
-
-
-async def test_a_cancel_leaves_nothing_behind(receiver: Receiver) -> None:
-    asked, gone = trio.Event(), trio.Event()
-
-    async def wait(stream: trio.abc.Stream) -> None:
-        asked.set()
-        await stream.receive_some(1)
-        gone.set()
-
-    receiver.answer = wait
-    async with opened() as notifier:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(notifier.deliver, receiver.url(), PAYLOAD)
-            await asked.wait()
-            nursery.cancel_scope.cancel()
-        with trio.fail_after(20):
-            await gone.wait()
-        receiver.answer = OK
-        assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
-
-
 async def test_deliveries_that_have_no_time_to_begin_are_tried_again(receiver: Receiver) -> None:
     """As those of a process that was frozen: each finds its deadline passed when it begins."""
     results: list[Result] = []
@@ -214,13 +117,3 @@ async def test_deliveries_that_have_no_time_to_begin_are_tried_again(receiver: R
         for _ in range(3):
             nursery.start_soon(deliver, notifier)
     assert [type(result) for result in results] == [RetryLater] * 3
-
-
-async def test_a_cancelled_notifier_closes_its_connections(receiver: Receiver) -> None:
-    with trio.CancelScope() as scope:
-        async with opened() as notifier:
-            assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
-            (connection,) = notifier.transport.idle  # type: ignore[attr-defined] # ours
-            sock = connection.stream.socket
-            scope.cancel()
-    assert sock.fileno() == -1

@@ -17,7 +17,6 @@ from downloader.model import KeyExists
 from downloader.notify import Delivered, Host, Payload, open_notifiers
 from downloader.notify.supervisor import PluginHasEnded
 from downloader.plugins import (
-    CLOSING_S,
     NOTIFIERS,
     STORAGES,
     PluginInfo,
@@ -99,19 +98,6 @@ MODULE = """
         finally:
             log.append("woken")
 
-    class Store:
-        async def put(self, key, body): ...
-        async def delete(self, key): ...
-        async def local(self, key): ...
-        def url(self, key): return ""
-
-    @asynccontextmanager
-    async def open_hanging(section, host):
-        try:
-            yield Store()
-        finally:
-            await trio.sleep_forever()
-
     @asynccontextmanager
     async def open_frail(section, host):
         async def fall_ill():
@@ -148,7 +134,6 @@ ENTRY_POINTS = """
     attic = strangers_pigeon:open_stone
     quitter = strangers_pigeon:open_quitter
     nap = strangers_pigeon:open_asleep
-    hanging = strangers_pigeon:open_hanging
 """
 
 
@@ -300,12 +285,6 @@ async def test_those_already_open_are_closed_when_a_later_one_fails(pigeon: Any,
     assert pigeon.log == ["open", "closed"], "a missing plugin is found out before any is opened"
 
 
-async def test_an_exception_of_the_caller_is_no_plugin_error(pigeon: Any, host: Host) -> None:
-    with pytest.raises(OSError, match="ours"):
-        async with open_notifiers({"pigeon": {}}, host):
-            raise OSError("ours")
-
-
 async def test_a_plugin_that_hangs_while_it_opens_is_one_line(
     pigeon: Any, host: Host, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -317,34 +296,6 @@ async def test_a_plugin_that_hangs_while_it_opens_is_one_line(
         async with open_storage("nap", {}, opening_s=8):
             pytest.fail("it was opened")
     assert trio.current_time() == pytest.approx(15)
-
-
-async def test_a_plugin_that_hangs_while_it_closes_is_cancelled(
-    pigeon: Any, host: Host, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with open_notifiers({"pigeon": {}, "asleep": {"opens": True}}, host):
-        pass
-    assert pigeon.log == ["open", "closed", "woken"]
-    assert trio.current_time() == pytest.approx(CLOSING_S)
-
-
-async def test_a_cancelled_start_does_not_wait_for_plugins(
-    pigeon: Any, host: Host, autojump_clock: trio.testing.MockClock
-) -> None:
-    with trio.move_on_after(1):
-        async with open_notifiers({"asleep": {"opens": True}, "pigeon": {}}, host):
-            await trio.sleep_forever()
-    assert sorted(pigeon.log) == ["closed", "open", "woken"]
-    assert trio.current_time() == pytest.approx(1)
-
-
-async def test_a_crash_comes_out_although_the_storage_hangs_while_it_closes(
-    pigeon: Any, autojump_clock: trio.testing.MockClock
-) -> None:
-    with pytest.raises(RuntimeError, match="the service crashed"):
-        async with open_storage("hanging", {}):
-            raise RuntimeError("the service crashed")
-    assert trio.current_time() == pytest.approx(CLOSING_S)
 
 
 async def test_a_plugin_that_ends_by_itself_ends_nothing_else_and_is_opened_again(
