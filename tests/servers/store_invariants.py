@@ -192,6 +192,9 @@ def check_quotas(store: Snapshot) -> None:
         record = store.hash(f"download:group:{group}")
         if "counted" in record:
             usage.setdefault(record["token"], Counter()).update(aggregations=1)
+    for name in store.under("job_group"):
+        if token := store.hash(f"job_group:{name}").get("token_of_quota"):
+            usage.setdefault(token, Counter()).update(groups=1)
     for token, expected in usage.items():
         noted = {name: int(amount) for name, amount in store.hash(f"usage:{token}").items()}
         assert {name: amount for name, amount in noted.items() if amount} == dict(expected)

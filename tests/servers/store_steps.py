@@ -33,6 +33,7 @@ submissions = st.tuples(
     st.integers(1, 3),
     st.sampled_from([0, 0, 3, 9]),
     st.sampled_from(["", *JOB_GROUPS]),
+    st.sampled_from(["one.test", "two.test", "paced"]),
 )
 leases = st.tuples(st.just("lease"), kinds, owners, st.integers(0, 4))
 settlements = st.tuples(st.just("settle"), kinds, indexes, ends)

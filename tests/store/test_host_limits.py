@@ -96,6 +96,13 @@ async def test_aggregations_share_a_hosts_limit_in_turns(
     assert await keys_of_hosts(raw, hosts) == []
 
 
+async def test_what_waits_for_a_host_expires(raw: RawStore, hosts: JobStore) -> None:
+    """Also once the only aggregation that waits has been called, and waits again."""
+    await submit(hosts, "a", "slow.test", 3)
+    await end(hosts, await take(hosts))
+    assert raw.command("PTTL", raw.key("waiting", "slow.test")) > 0
+
+
 @pytest.mark.parametrize(
     ("host", "count"),
     [

@@ -46,6 +46,7 @@ end
 local function queue_up(waiting, group)
   local last = redis.call('ZRANGE', waiting, -1, -1, 'WITHSCORES')
   redis.call('ZADD', waiting, 'NX', (tonumber(last[2]) or 0) + 1, group)
+  redis.call('PEXPIRE', waiting, HOST_TTL_MS)
 end
 
 -- Makes the next parked download of a host due, at the time at which the host may be asked again. The host is not full.
@@ -144,7 +145,6 @@ local function enter_host(host, id, group, due, spec)
   if redis.call('ZRANK', parked, id) > 0 then again = ASK_AGAIN_MAX_MS + ASK_AGAIN_STEP_MS * count end
   queue_up(key_waiting(host), group)
   redis.call('PEXPIRE', parked, HOST_TTL_MS)
-  redis.call('PEXPIRE', key_waiting(host), HOST_TTL_MS)
   postpone(id, group, math.max(now, from) + again)
   return false
 end
