@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import parser
 
 from downloader.api import ApiDeps
-from downloader.api.routes.metrics import families
+from downloader.api.routes.monitoring import families
 from downloader.model import Cooldown, ErrorCode, Kind, Outcome, Verdict
 from downloader.observe import API_COUNTERS, COUNTERS, HISTOGRAMS, METRICS, Counters
 from downloader.store import CallbackPlan

@@ -285,7 +285,7 @@ async def test_jobs_that_end_are_followed(run: Run, api: Served, monkeypatch: py
     ids: list[str] = []
     looks.append(0)
     await end_next()
-    monkeypatch.setattr("downloader.cli.listing.time.sleep", sleep)
+    monkeypatch.setattr("time.sleep", sleep)
     ran = await run("jobs", "--state", "failed", "--follow", "--json")
     assert ran.status == 130
     assert [job["id"] for job in ran.json_lines()] == [*ids, ids[0]]

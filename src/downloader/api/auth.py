@@ -14,13 +14,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from operator import itemgetter
 from typing import Any, Literal, cast, get_args
 
 from quart import request
+from werkzeug.datastructures import MultiDict
+from werkzeug.sansio.http import parse_cookie
 
 from downloader.api.problems import Problem, Refused, fault_in, faulty
 from downloader.config import Scope, TokenSettings
@@ -210,9 +211,9 @@ def find_session(callers: Callers, scope: Message) -> Session | None:
     if any(name == b"authorization" for name, _ in headers):
         return None
     names = (SECURE_COOKIE,) if scope["scheme"] == "https" else (SECURE_COOKIE, COOKIE)
-    given = [(names.index(name), value) for name, value in cookies(headers) if name in names]
+    given = cookies(headers)
     session = None
-    for _, value in sorted(given, key=itemgetter(0))[:_COOKIES]:
+    for value in [value for name in names for value in given.getlist(name)][:_COOKIES]:
         ends = value.partition(".")[0]
         if not (ends.isascii() and ends.isdigit() and len(ends) <= _DIGITS) or int(ends) <= time.time():
             continue
@@ -222,13 +223,10 @@ def find_session(callers: Callers, scope: Message) -> Session | None:
     return session
 
 
-def cookies(headers: Headers) -> Iterator[tuple[str, str]]:
-    """Name and value of each cookie; a proxy may spread cookies over several headers."""
-    for name, value in headers:
-        if name == b"cookie":
-            for pair in value.decode("latin-1").split(";"):
-                cookie, _, text = pair.strip().partition("=")
-                yield cookie, text
+def cookies(headers: Headers) -> MultiDict[str, str]:
+    """The cookies by name; a proxy may spread them over several headers."""
+    given = [value.decode("latin-1") for name, value in headers if name == b"cookie"]
+    return parse_cookie("; ".join(given))
 
 
 def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:

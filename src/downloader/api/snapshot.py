@@ -62,17 +62,7 @@ def encode(snapshot: Snapshot, allows: Allows) -> bytes:
     document = {
         "store": snapshot.store,
         "paused": snapshot.load is not None and snapshot.load.paused,
-        "aggregations": [
-            {
-                "aggr_id": load.aggr_id,
-                "pending": load.pending,
-                "in_flight": load.in_flight,
-                "limit": load.limit,
-                "paused": load.paused,
-                "cooling_until": load.cooling_until,
-            }
-            for load in visible[:SHOWN]
-        ],
+        "aggregations": [dict(load) for load in visible[:SHOWN]],
         **(_of_all(snapshot) if allows is anything else _of_some(visible)),
     }
     return json.dumps(document, separators=(",", ":"), default=rfc3339).encode()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from downloader import __version__
-from downloader.cli.options import Config, Json, load
+from downloader.cli.options import Config, Json, load, name_of, read_text
 from downloader.cli.output import Cell, show_table, write
 from downloader.cli.roles import api, run
 from downloader.errors import ConfigError, DownloaderError, PluginError
@@ -149,7 +149,6 @@ def list_plugins(settings: Settings) -> tuple[Sequence[Row], PluginError | None]
         NOTIFIERS,
         STORAGES,
         PluginInfo,
-        find,
         installed,
         missing_package,
     )
@@ -164,30 +163,30 @@ def list_plugins(settings: Settings) -> tuple[Sequence[Row], PluginError | None]
     rows: list[Row] = []
     first: PluginError | None = None
     for group, places in used.items():
-        problems: dict[str, str] = {}
-        for name, place in places.items():
-            try:
-                find(group, name)
-            except PluginError as error:
-                problems[name] = str(error)
-            else:
-                problems[name] = missing_package(group, name)
-            if problems[name] and first is None:
-                first = PluginError(f"{place}: {problems[name]}")
+        problems = {name: _problem(group, name) for name in places}
+        for name, problem in problems.items():
+            if problem and first is None:
+                first = PluginError(f"{places[name]}: {problem}")
         listed = installed(group)
         missing = places.keys() - {plugin.name for plugin in listed}
         listed += [
             PluginInfo(kind=KINDS[group], name=name, version="", distribution="") for name in sorted(missing)
         ]
-        rows += [
-            {
-                **asdict(plugin),
-                "configured": plugin.name in places,
-                "problem": problems.get(plugin.name, ""),
-            }
-            for plugin in listed
-        ]
+        for plugin in listed:
+            state = {"configured": plugin.name in places, "problem": problems.get(plugin.name, "")}
+            rows.append({**asdict(plugin), **state})
     return rows, first
+
+
+def _problem(group: str, name: str) -> str:
+    """Why a configured plugin cannot be used; empty if it can."""
+    from downloader.plugins import find, missing_package
+
+    try:
+        find(group, name)
+    except PluginError as error:
+        return str(error)
+    return missing_package(group, name)
 
 
 def _use(row: Row) -> str:
@@ -267,8 +266,9 @@ def import_config(
     from downloader.config import import_config as convert
     from downloader.config import load_settings
 
-    name = "standard input" if str(file) == "-" else ", ".join(map(str, (file, *more)))
-    files = [_read_old_config(path) for path in (file, *more)]
+    sources = [str(path) for path in (file, *more)]
+    name = ", ".join(map(name_of, sources))
+    files = [_read_old_config(source) for source in sources]
     try:
         converted = convert(*files)
     except ConfigError as error:
@@ -284,15 +284,11 @@ def import_config(
     sys.stdout.write(converted)
 
 
-def _read_old_config(file: Path) -> dict[str, Any]:
+def _read_old_config(source: str) -> dict[str, Any]:
     from downloader.config import read_old_config
 
-    name = "standard input" if str(file) == "-" else str(file)
+    text = "".join(read_text(source))
     try:
-        return read_old_config(sys.stdin.read() if str(file) == "-" else file.read_text("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{name}: not a text file in UTF-8") from None
+        return read_old_config(text)
     except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise ConfigError(f"{name_of(source)}: {error}") from None

@@ -33,8 +33,7 @@ from downloader.net import HIDDEN, userinfo_of
 from downloader.notify import Checkable, open_notifiers
 from downloader.paths import private_folder
 from downloader.plugins import BUCKETS, describe, find_cancel, missing_package
-from downloader.service.agreement import ROLES, differences
-from downloader.service.instance import open_host, running_redis
+from downloader.service.instance import ROLES, differences, open_host, running_redis
 from downloader.service.start import listen
 from downloader.storage import OWN_BUCKETS, Body, open_buckets, open_storage
 from downloader.store import (

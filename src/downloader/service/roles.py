@@ -20,8 +20,7 @@ from downloader.notify import Bulkhead, Notifier
 from downloader.observe import Counters, Event, get_logger
 from downloader.scheduler import Held, Stop, Wake, Work, run_work
 from downloader.service import predecessor
-from downloader.service.agreement import shared_settings
-from downloader.service.instance import RESERVE, Instance, own_limits
+from downloader.service.instance import RESERVE, Instance, own_limits, shared_settings
 from downloader.service.work import Callbacks, Downloads, delivery_timeout_s
 from downloader.store import JobStore
 from downloader.tasks import background

@@ -11,15 +11,13 @@ from downloader.api.routes import (
     failures,
     files,
     groups,
-    health,
     jobs,
-    metrics,
+    monitoring,
     page,
-    session,
 )
 from downloader.api.routing import Route
 
-_MODULES = (downloads, jobs, failures, aggregations, groups, health, files, metrics, events, page, session)
+_MODULES = (downloads, jobs, failures, aggregations, groups, monitoring, files, events, page)
 
 ROUTES: Sequence[Route] = [
     value for module in _MODULES for value in vars(module).values() if isinstance(value, Route)

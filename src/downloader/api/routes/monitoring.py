@@ -1,7 +1,8 @@
-"""`GET /metrics`: the fleet's metrics for Prometheus, the same from every instance."""
+"""Routes for load balancers, supervisors, dashboards and Prometheus; the same from every instance."""
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from quart import Response, request
 
-from downloader.api.auth import check_sees_all
+from downloader.api.auth import check_sees_all, sees_all, visible_aggregations
 from downloader.api.deps import Context
-from downloader.api.routing import ResponseSpec, route
-from downloader.api.snapshot import DESTINATIONS, ROLES, SAMPLED
-from downloader.api.views import cooling, counters, in_trouble
-from downloader.observe import BUCKET, HISTOGRAMS, KINDS, METRICS, SEPARATOR, SUM, Metric
-from downloader.store import Backlog, Load
+from downloader.api.problems import not_found
+from downloader.api.routing import TEXT, ResponseSpec, route
+from downloader.api.snapshot import COUNTED_ROLES, DESTINATIONS, ROLES, SAMPLED
+from downloader.api.views import cooling, counters, in_trouble, waiting, waiting_of_some
+from downloader.observe import BUCKET, HISTOGRAMS, KINDS, METRICS, SEPARATOR, SUM, Metric, by_name
+from downloader.store import Backlog, Load, StoreError
+from downloader.wire import BacklogPoint, Ready, Status, Waiting
 
 if TYPE_CHECKING:
     from prometheus_client import core
@@ -26,6 +29,123 @@ Labels = tuple[str, ...]
 
 Series = Mapping[str, Mapping[str, int]]
 """Values of the counters by role and series (see `downloader.observe.counters`)."""
+
+
+@route(
+    "GET",
+    "/hb",
+    scope=None,
+    when_crowded=True,
+    every_method=True,
+    responses={
+        HTTPStatus.OK: ResponseSpec("In service: `OK`.", media_type=TEXT),
+        HTTPStatus.SERVICE_UNAVAILABLE: ResponseSpec("`api.heartbeat_path` exists.", media_type=TEXT),
+    },
+)
+async def heartbeat(context: Context) -> Response:
+    """For load balancers.
+
+    Each method gets the same response: load balancers send `GET`, `HEAD` or `OPTIONS`.
+    """
+    path = context.deps.settings.heartbeat_path
+    # Not `Path.exists`, which raises if it may not read the folder. A stat costs less than a thread.
+    if path and os.path.exists(path):  # noqa: ASYNC240, PTH110
+        return Response("Out of service", HTTPStatus.SERVICE_UNAVAILABLE, content_type=TEXT)
+    return Response("OK", content_type=TEXT)
+
+
+@route(
+    "GET",
+    "/health/live",
+    scope=None,
+    when_crowded=True,
+    responses={HTTPStatus.OK: ResponseSpec("The process is alive.", Status)},
+)
+async def live(_context: Context) -> Status:
+    """Whether the process is alive."""
+    return Status(status="ok")
+
+
+@route(
+    "GET",
+    "/health/ready",
+    scope=None,
+    when_crowded=True,
+    responses={
+        HTTPStatus.OK: ResponseSpec("The instance can work.", Ready),
+        HTTPStatus.SERVICE_UNAVAILABLE: ResponseSpec(
+            "The store cannot be reached, a role does not run, or the disk is full.", Ready
+        ),
+    },
+)
+async def ready(context: Context) -> tuple[Ready, int]:
+    """Whether the instance can work."""
+    roles = dict(context.deps.ready())
+    try:
+        await context.store.ping()
+        store = True
+    except StoreError:
+        store = False
+    reasons = [] if store else ["the store cannot be reached"]
+    reasons += [f"the role {role} does not run" for role, runs in roles.items() if not runs]
+    # The store's memory and a late event loop do not count: elsewhere they would be the same.
+    reasons += [text for name, text in context.deps.troubles().items() if name == "disk"]
+    good = not reasons
+    status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
+    # An unhealthy backend does not make the instance unready: its other backends work, and another instance
+    # would have the same trouble.
+    backends = context.deps.healthy()
+    state = "ok" if good else "not ready"
+    return Ready(status=state, store=store, roles=roles, reasons=reasons, backends=backends), status
+
+
+@route(
+    "GET",
+    "/stats",
+    scope="read",
+    responses={HTTPStatus.OK: ResponseSpec("Numbers of the whole fleet.", Waiting)},
+)
+async def stats_of_all(context: Context) -> Waiting:
+    """Show how many downloads and callbacks wait."""
+    load, allows = await context.store.load(SAMPLED), visible_aggregations()
+    if not sees_all():
+        return waiting_of_some([row for row in load.aggregations if allows(row.aggr_id)])
+    return waiting(load, await context.store.backlog(DESTINATIONS))
+
+
+@route(
+    "GET",
+    "/backlog",
+    scope="read",
+    responses={HTTPStatus.OK: ResponseSpec("A point every five minutes.", list[BacklogPoint])},
+)
+async def backlog(context: Context) -> Sequence[BacklogPoint]:
+    """The backlog of the last day.
+
+    A token needs all aggregations. There is no point of a time in which no API process ran.
+    """
+    check_sees_all()
+    return await context.store.history()
+
+
+@route(
+    "GET",
+    "/stats/<role>",
+    scope="read",
+    responses={HTTPStatus.OK: ResponseSpec("The counters by name.", dict[str, int | float])},
+    problems={HTTPStatus.NOT_FOUND: "there is no such role"},
+)
+async def stats(context: Context, role: str) -> Mapping[str, int | float]:
+    """Counters.
+
+    Counters include instances that have ended; gauges are of the live instances.
+    """
+    if role not in COUNTED_ROLES:
+        raise not_found("Only processor and notifier have statistics.")
+    check_sees_all()
+    reports = await context.store.reports(role)
+    totals = by_name(await context.store.totals(role))
+    return dict(sorted((counters(reports) | counters(reports, "predecessor") | totals).items()))
 
 
 @route(
@@ -71,12 +191,12 @@ def gauge_values(
     overdue_s = backlog.now_ms / 1000 - due_at.timestamp() if due_at else 0
     waits_s = (backlog.now_ms - (backlog.oldest_due_ms or backlog.now_ms)) / 1000
     return {
-        "downloader_pending": {kind: waiting.pending for kind, waiting in kinds.items()},
-        "downloader_groups": {kind: waiting.groups for kind, waiting in kinds.items()},
+        "downloader_pending": {kind: tasks.pending for kind, tasks in kinds.items()},
+        "downloader_groups": {kind: tasks.groups for kind, tasks in kinds.items()},
         "downloader_next_due_seconds": {
-            kind: max(0, waiting.next_ms - backlog.now_ms) / 1000
-            for kind, waiting in kinds.items()
-            if waiting.next_ms is not None
+            kind: max(0, tasks.next_ms - backlog.now_ms) / 1000
+            for kind, tasks in kinds.items()
+            if tasks.next_ms is not None
         },
         "downloader_aggregations_cooling": {(): cooling(load.aggregations)},
         "downloader_downloads_oldest_due_seconds": {(): max(0, waits_s)},
