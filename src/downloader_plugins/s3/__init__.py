@@ -27,8 +27,9 @@ from downloader.storage import (
     text_globs,
 )
 from downloader_plugins.aws import open_session
+from downloader_plugins.objects import Threads
 from downloader_plugins.s3.settings import BucketsSettings, ConnectionSettings, S3StorageSettings, object_url
-from downloader_plugins.s3.threads import Threads, Uploads
+from downloader_plugins.s3.uploads import Uploads
 
 if TYPE_CHECKING:  # imported late, with boto3
     import boto3

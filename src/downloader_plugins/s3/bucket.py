@@ -20,9 +20,9 @@ from botocore.parsers import ResponseParserError
 from downloader.backoff import jittered
 from downloader.paths import is_safe_path
 from downloader.storage import Body, KeyTaken, StorageError, StorageRefused, StoredFile
+from downloader_plugins.objects import Call, Threads, user_metadata
 from downloader_plugins.s3.client import Clients, ObjectExists, PassingError, error_code, explain
-from downloader_plugins.s3.settings import user_metadata
-from downloader_plugins.s3.threads import Call, Slice, Threads, Uploads, content_md5
+from downloader_plugins.s3.uploads import Slice, Uploads, content_md5
 
 if TYPE_CHECKING:  # stubs, which only type checking has
     from types_boto3_s3.type_defs import CompletedPartTypeDef, ListMultipartUploadsOutputTypeDef

@@ -11,8 +11,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from downloader.storage import StorageError, StorageRefused
 from downloader_plugins.aws import open_client, reason_of
+from downloader_plugins.objects import THREADS
 from downloader_plugins.s3.settings import ConnectionSettings
-from downloader_plugins.s3.threads import THREADS
 
 if TYPE_CHECKING:  # stubs, which only type checking has
     import boto3

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from email.charset import BASE64, Charset
-from email.header import Header
 from typing import Annotated, Literal, Self
 from urllib.parse import quote
 
 from pydantic import AfterValidator, Field, model_validator
 
-from downloader.net import is_token
 from downloader.paths import is_safe_path
 from downloader_plugins.aws import AwsSettings, Credentials, EndpointUrl
 
@@ -99,51 +94,3 @@ def object_url(name: str, region: str, key: str, *, endpoint_url: str) -> str:
         return f"{base}/{name}/{quote(key)}"
     scheme, _, host = base.partition("://")
     return f"{scheme}://{name}.{host}/{quote(key)}"
-
-
-MAX_METADATA_BYTES = 2048
-"""S3's limit of names and values together."""
-
-_PLAIN = re.compile(r"(?!.*=\?)(?! )(?!.* $)(?!.*  )[\x20-\x7e]*")
-"""Values that S3 returns unchanged. HTTP strips spaces at the ends, signing folds repeated spaces, and S3
-decodes encoded words (RFC 2047)."""
-
-_UTF8 = Charset("utf-8")
-_UTF8.header_encoding = BASE64
-
-
-def user_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Convert metadata to the form that S3 accepts; never raises.
-
-    Names become lower-case; of two equal names the first one counts. Values that are not plain ASCII are
-    encoded by RFC 2047 in UTF-8, which S3 decodes. Invalid header names, values with control characters or a
-    lone surrogate, and entries beyond 2 KB are left out.
-
-    https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
-    """
-    accepted: dict[str, str] = {}
-    room = MAX_METADATA_BYTES
-    for original_name, original_value in metadata.items():
-        name, value = original_name.lower(), _encoded(original_value)
-        if value is None or name in accepted or not is_token(original_name):
-            continue
-        size = len(name) + len(value)
-        if size <= room:
-            accepted[name] = value
-            room -= size
-    return accepted
-
-
-def _encoded(value: str) -> str | None:
-    if len(value) > MAX_METADATA_BYTES or any(_is_control(character) for character in value):
-        return None
-    if _PLAIN.fullmatch(value):
-        return value
-    try:
-        return Header(value, charset=_UTF8).encode(linesep="")
-    except UnicodeEncodeError:
-        return None
-
-
-def _is_control(character: str) -> bool:
-    return character < " " or "\x7f" <= character <= "\x9f"

@@ -1,104 +1,19 @@
-"""Blocking calls in threads, file objects for parts of files, and the uploads in progress."""
+"""File objects for parts of files, and the uploads in progress."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import trio
 
 from downloader.storage import StorageError
-
-THREADS = 16
-"""Most requests in flight for one storage, or for all buckets of jobs together."""
-
-_PATIENCE_S = 0.25
-"""How long a cancelled call waits for the thread, which can stop between two blocks of a body. After that the
-thread is abandoned until a timeout of the socket, so that a hung peer does not delay a stop."""
-
-T = TypeVar("T")
-
-
-class GivenUp(Exception):
-    """The call was cancelled; the thread has to end without publishing anything."""
-
-
-class Call:
-    """The state of a call, shared by the thread and the waiting task."""
-
-    __slots__ = ("begun", "given_up")
-
-    def __init__(self) -> None:
-        self.begun = False
-        self.given_up = False
-
-    def check(self) -> None:
-        """Raise if the call was cancelled; for the thread, before each step that a cancel should prevent.
-
-        Raises:
-            GivenUp: the call was cancelled.
-        """
-        if self.given_up:
-            raise GivenUp
-
-
-class Threads:
-    """A limited number of threads."""
-
-    def __init__(self) -> None:
-        self._limiter = trio.CapacityLimiter(THREADS)
-
-    async def run(self, work: Callable[[Call], T]) -> T:
-        """Call `work` in a thread; return the result or raise the exception.
-
-        A cancel prevents work that has not begun. Running work sees the cancel in the `Call`, has
-        `_PATIENCE_S` to end, and counts as one of the `THREADS` until its end.
-        """
-        call, ended = Call(), trio.Event()
-        results: list[T] = []
-        error: Exception | None = None
-        carrying = trio.CancelScope(shield=True)
-
-        def in_thread() -> T:
-            call.begun = True
-            call.check()
-            return work(call)
-
-        async def carry() -> None:
-            nonlocal error
-            try:
-                with carrying:
-                    results.append(
-                        await trio.to_thread.run_sync(
-                            in_thread, abandon_on_cancel=True, limiter=self._limiter
-                        )
-                    )
-            except Exception as exc:  # noqa: BLE001 - raised below, in the caller's task
-                error = exc
-            finally:
-                ended.set()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(carry)
-            try:
-                await ended.wait()
-            except trio.Cancelled:
-                call.given_up = True
-                if call.begun:
-                    carrying.deadline = trio.current_time() + _PATIENCE_S
-                else:
-                    carrying.cancel()
-                raise
-        if error is not None:
-            raise error
-        return results[0]
-
+from downloader_plugins.objects import Call
 
 _READ_BYTES = 256 * 1024
 """Bytes of the file read at once for the digest."""
