@@ -54,9 +54,9 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests but for `faults`, on the embedded Valkey or the server that DOWNLOADER_TEST_SERVER names."""
+    """The tests but for `faults` and `azure`, on the embedded Valkey or DOWNLOADER_TEST_SERVER."""
     install(session, "test")
-    pytest(session, "-m", "not fault")
+    pytest(session, "-m", "not fault and not azure")
 
 
 @nox.session(python=PYTHONS[-1])
@@ -65,6 +65,13 @@ def faults(session: nox.Session) -> None:
     install(session, "test")
     # One by one in their order, which begins with the longest: see tests/conftest.py.
     pytest(session, "-m", "fault", workers_per_core=2.5, dist=("load", "--maxschedchunk", "1"))
+
+
+@nox.session(python=PYTHONS[-1])
+def azure(session: nox.Session) -> None:
+    """The tests on Azurite, Microsoft's imitation of Azure, which is installed from npm."""
+    install(session, "azure")
+    session.run("pytest", "-m", "azure", *(session.posargs or ("tests/plugins",)))
 
 
 @nox.session

@@ -31,6 +31,7 @@ from downloader.service.predecessor import NOTIFIER_NAMES, PROCESSOR_NAMES
 from downloader.store import KEYS, load_library
 from downloader.testing import StorageContract
 from downloader.wire import DownloadRequest
+from downloader_plugins.cloud import CloudStorageSettings
 from downloader_plugins.filesystem import FilesystemSettings
 from downloader_plugins.http import DestinationSettings, HttpSettings
 from downloader_plugins.kafka.settings import KafkaSettings
@@ -320,6 +321,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "plugin-sqs": lambda: entries(SqsSettings, "backends.sqs"),
     "plugin-filesystem": lambda: entries(FilesystemSettings, "processor.filestorage"),
     "plugin-s3": lambda: entries(S3StorageSettings, "processor.filestorage"),
+    "plugin-cloud": lambda: entries(CloudStorageSettings, "processor.filestorage"),
     "plugin-buckets": lambda: entries(BucketsSettings, "processor.s3"),
     "suites": suites,
     "routes": routes,

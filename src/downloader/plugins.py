@@ -46,6 +46,8 @@ _PACKAGES: Mapping[tuple[str, str], tuple[str, str]] = {
     (NOTIFIERS, "sqs"): ("boto3", "aws"),
     (STORAGES, "s3"): ("boto3", "aws"),
     (BUCKETS, "s3"): ("boto3", "aws"),
+    (STORAGES, "cloud"): ("obstore", "cloud"),
+    (BUCKETS, "cloud"): ("obstore", "cloud"),
 }
 """For each built-in plugin, the needed package and the extra of `downloader-service` with that package."""
 

@@ -25,12 +25,13 @@ from downloader.service.doctor import FindingState
 from downloader.storage import Body
 from downloader_plugins.filesystem import open_filesystem
 from readme import running, wait_for_port
+from servers.azurite import ACCOUNT, KEY, Azurite
 from servers.pages import SHELL, line_of, sh, write
 from servers.plugins import opened_storage
 from servers.ports import spare_ports
 from servers.valkey import Valkey
 
-PORTS = dict(zip(("8000", "5555", "5556", "9092"), map(str, spare_ports(4)), strict=True))
+PORTS = dict(zip(("8000", "5555", "5556", "9092", "10000"), map(str, spare_ports(5)), strict=True))
 """Free ports, in place of the ports in the guides."""
 
 GUIDES = {
@@ -130,6 +131,22 @@ def test_the_s3_guide_ends_with_a_file_in_the_bucket(folder: Path) -> None:
         state, job_id, size, _ = sh(f"DOWNLOADER_API=http://127.0.0.1:{PORT} {submit}", folder).split()
         assert state == "succeeded"
         assert sh(look, folder).splitlines() == [f"{size} files/{job_id[:3]}/{job_id}"]
+
+
+@pytest.mark.azure
+def test_the_cloud_guide_ends_with_a_file_in_the_container(folder: Path) -> None:
+    _, _, container, doctor, run, submit, look = SHELL.findall(GUIDES["cloud"])
+    configure(folder, "cloud")
+    with ExitStack() as stack:
+        azurite = stack.enter_context(Azurite(int(PORTS["10000"])))
+        own = f"AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint={azurite.url}"
+        sh(container.replace("UseDevelopmentStorage=true", own), folder)
+        tried(doctor, folder)
+        serve(stack, run, folder, PORT)
+        state, job_id, size, _ = sh(f"DOWNLOADER_API=http://127.0.0.1:{PORT} {submit}", folder).split()
+        assert state == "succeeded"
+        found = sh(look.replace("UseDevelopmentStorage=true", own), folder)
+        assert found.splitlines() == [f"{size} files/{job_id[:3]}/{job_id}"]
 
 
 @walk

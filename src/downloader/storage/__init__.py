@@ -16,6 +16,7 @@ from downloader.storage.opening import (
 from downloader.storage.protocol import (
     Body,
     Buckets,
+    BucketUrl,
     Storage,
     StorageHost,
     StoredFile,
@@ -26,6 +27,7 @@ from downloader.tasks import background
 __all__ = [
     "OWN_BUCKETS",
     "Body",
+    "BucketUrl",
     "Buckets",
     "CommitAbandoned",
     "GroupCommit",

@@ -16,10 +16,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 from downloader.groupcommit import GroupCommit
 from downloader.model import KeyExists
+from downloader.paths import is_safe_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +112,57 @@ def is_bucket_name(name: str) -> bool:
     return _BUCKET.fullmatch(name) is not None and _OTHER_KIND.fullmatch(name) is None
 
 
+_GOOGLE_BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+"""https://cloud.google.com/storage/docs/buckets#naming"""
+
+_AZURE_CONTAINER = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
+"""https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules#microsoftstorage"""
+
+_IS_NAME: Mapping[str, Callable[[str], object]] = {
+    "s3": is_bucket_name,
+    "gs": _GOOGLE_BUCKET.fullmatch,
+    "az": _AZURE_CONTAINER.fullmatch,
+}
+
+
+class BucketUrl(NamedTuple):
+    """A bucket, and a prefix of the keys there. The name is safe as part of a URL."""
+
+    scheme: str
+    """`s3`, `gs` (Google) or `az` (Azure)."""
+    name: str
+    prefix: str
+    """Empty, or ends with a slash."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse `gs://NAME` or `gs://NAME/PREFIX`; a slash at the end is ignored.
+
+        Raises:
+            ValueError: malformed.
+        """
+        scheme, _, rest = text.partition("://")
+        name, _, prefix = rest.partition("/")
+        prefix = prefix.removesuffix("/")
+        if scheme not in _IS_NAME:
+            raise ValueError("must begin with s3://, gs:// or az://")
+        if not _IS_NAME[scheme](name):
+            raise ValueError("has no valid name of a bucket")
+        if prefix and not is_safe_path(prefix):
+            raise ValueError("has a prefix that is no folder: its parts must be printable, and no dots")
+        return cls(scheme, name, f"{prefix}/" if prefix else "")
+
+    @property
+    def bucket(self) -> str:
+        """The bucket without the prefix, such as `gs://NAME`."""
+        return f"{self.scheme}://{self.name}"
+
+
 class Buckets(Protocol):
-    """Access to the buckets that jobs name."""
+    """Access to the buckets that jobs name.
+
+    `name` is the name of an S3 bucket, or `gs://NAME` or `az://NAME` with an empty `region`.
+    """
 
     async def bucket(self, name: str, region: str) -> Storage:
         """The bucket as a storage, usable until the `Buckets` are closed; calling again is cheap.
