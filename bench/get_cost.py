@@ -18,11 +18,9 @@ import trio
 from bench.processes import helper
 from downloader.net import (
     EgressPolicy,
-    ResponseBody,
     Route,
     Transport,
     Url,
-    build_request,
     guarded_client,
     open_transport,
     tls_context,
@@ -36,10 +34,8 @@ Get = Callable[[], Awaitable[object]]
 
 async def _ours(transport: Transport, url: str) -> None:
     route = Route(url=Url.parse(url), keep=TASKS, expect=lambda _what, _seconds: None)
-    response = await transport.handle_async_request(build_request("GET", route, [(b"Accept", b"*/*")]))
-    body = response.stream
-    assert isinstance(body, ResponseBody)
-    while await body.read() is not None:
+    response = await transport.send("GET", route, [(b"Accept", b"*/*")])
+    while await response.body.read() is not None:
         pass
 
 

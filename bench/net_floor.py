@@ -20,11 +20,9 @@ from downloader.ids import new_id
 from downloader.model import FileFacts, JobSpec, Outcome, Verdict
 from downloader.net import (
     EgressPolicy,
-    ResponseBody,
     Route,
     Transport,
     Url,
-    build_request,
     open_transport,
     tls_context,
 )
@@ -71,11 +69,9 @@ async def _ask(
     transport: Transport, method: str, url: str, content: bytes = b"", *, keep: int, aggregation: str = ""
 ) -> bytes:
     route = Route(url=Url.parse(url), aggregation=aggregation, keep=keep)
-    request = build_request(method, route, [(b"Content-Type", b"application/json")], content)
-    response = await transport.handle_async_request(request)
-    assert response.status_code == 200
-    body = response.stream
-    assert isinstance(body, ResponseBody)
+    response = await transport.send(method, route, [(b"Content-Type", b"application/json")], content)
+    assert response.status == 200
+    body = response.body
     pieces = []
     while (piece := await body.read()) is not None:
         pieces.append(piece)

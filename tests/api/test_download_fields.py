@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from downloader.api.fields import FieldError, check_url
 from downloader.api.json import parse_object
 from downloader.api.parse import MAX_WARNINGS, parse_job, warnings_for
 from downloader.api.problems import Refused
@@ -533,14 +532,6 @@ def test_no_value_is_echoed(field: str, value: object) -> None:
     with pytest.raises(Refused) as caught:
         parse(data)
     assert CANARY.encode() not in caught.value.problem.body()
-
-
-@pytest.mark.slow
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.text(alphabet="ab.1:@/?#[]%\\ü。-_~", max_size=20))
-def test_httpx2_parses_every_accepted_url(rest: str) -> None:
-    with suppress(FieldError):
-        assert Url.parse(check_url(f"http://{rest}", "download")).httpx.raw_host
 
 
 def nested(opening: str, depth: int, closing: str) -> tuple[bytes, str]:

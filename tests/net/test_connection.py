@@ -21,7 +21,6 @@ from downloader.net.connection import (
     READ_BYTES,
     Connection,
 )
-from downloader.net.stream import Stream
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -31,14 +30,14 @@ OFFERED_BYTES = 3_000_000
 
 
 class Wire:
-    """The transport stream of a peer that gives the same answer to every request."""
+    """The `Stream` of a peer that gives the same answer to every request."""
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self.pieces = [piece for piece in pieces if piece]
         self.sent = b""
         self.largest = 0
 
-    async def receive_some(self, max_bytes: int) -> bytes:
+    async def receive(self, max_bytes: int) -> bytes:
         self.largest = max(self.largest, max_bytes)
         await trio.lowlevel.checkpoint()
         if not self.pieces:
@@ -48,7 +47,7 @@ class Wire:
             self.pieces.insert(0, piece[max_bytes:])
         return piece[:max_bytes]
 
-    async def send_all(self, data: bytes) -> None:
+    async def send(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
         self.sent += data
 
@@ -64,7 +63,7 @@ class Found:
 
 
 def connection(wire: Wire) -> Connection:
-    return Connection(Stream(cast("Any", wire)))
+    return Connection(cast("Any", wire))
 
 
 async def receive(pieces: Sequence[bytes], *, method: bytes = b"GET", limit: int | None = None) -> Found:
@@ -354,7 +353,7 @@ async def test_malformed_requests_are_not_sent(
 
 async def test_a_request_on_the_wire() -> None:
     wire = Wire([OK + b"Content-Length: 0\r\n\r\n"] * 2)
-    talk = Connection(Stream(cast("Any", wire)), prefix=b"http://h", extra=[(b"Proxy-Authorization", b"x")])
+    talk = Connection(cast("Any", wire), prefix=b"http://h", extra=[(b"Proxy-Authorization", b"x")])
     await talk.request(b"POST", b"/p?q", [(b"Host", b"h"), (b"A", "\u00fc".encode())], b"body")
     assert await talk.read() is None
     assert talk.reusable

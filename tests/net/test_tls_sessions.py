@@ -21,7 +21,6 @@ from downloader.net import (
     TlsFailed,
     Transport,
     Url,
-    build_request,
     open_transport,
     tls_context,
 )
@@ -67,9 +66,8 @@ async def resumed(transport: Transport, origin: Origin, **route: Any) -> bool:
 
     host = route.pop("host", "127.0.0.1")
     origin.on("/x", answer)
-    request = build_request("GET", Route(url=Url.parse(origin.url("/x", host=host)), **route), [])
-    response = await transport.handle_async_request(request)
-    assert len(b"".join([piece async for piece in response.aiter_raw()])) == 100
+    response = await transport.send("GET", Route(url=Url.parse(origin.url("/x", host=host)), **route), [])
+    assert len(b"".join([piece async for piece in response.body])) == 100
     (result,) = reused
     return result
 
@@ -169,10 +167,9 @@ async def test_a_server_that_fails_at_a_session_is_asked_again_without(trusting:
         for _ in range(2):
             for peer, sessions in list(transport._handshakes._sessions.items()):
                 transport._handshakes._keep(peer, sessions[0])  # one more, which must not be tried too
-            request = build_request("GET", Route(url=Url.parse(f"https://127.0.0.1:{port}/")), [])
-            response = await transport.handle_async_request(request)
-            assert response.status_code == 204
-            await response.aclose()
+            response = await transport.send("GET", Route(url=Url.parse(f"https://127.0.0.1:{port}/")), [])
+            assert response.status == 204
+            await response.body.aclose()
     assert hellos == [False, True, False]
 
 
@@ -213,11 +210,9 @@ async def front_of(server: int) -> AsyncIterator[Front]:
 
 async def status_of(transport: Transport, url: str, **route: Any) -> int:
     """Make one request, on a connection of its own."""
-    request = build_request("GET", Route(url=Url.parse(url), keep=0, **route), [])
-    response = await transport.handle_async_request(request)
-    await response.aread()
-    await response.aclose()
-    return response.status_code
+    response = await transport.send("GET", Route(url=Url.parse(url), keep=0, **route), [])
+    assert [piece async for piece in response.body]
+    return response.status
 
 
 @pytest.mark.parametrize("closes", [frozenset({True}), frozenset({True, False})])
@@ -282,7 +277,7 @@ async def test_a_certificate_that_has_become_invalid_is_refused(trusting: ssl.SS
             url = Url.parse(other.url("/x"))
             transport._handshakes._keep(("", "", url.origin, trusting), session)
             with pytest.raises(TlsFailed, match="certificate verify failed"):
-                await transport.handle_async_request(build_request("GET", Route(url=url), []))
+                await transport.send("GET", Route(url=url), [])
 
 
 async def test_the_sessions_are_bounded(trusting: ssl.SSLContext) -> None:

@@ -19,12 +19,12 @@ from downloader.net import (
     EgressRefused,
     NameNotResolved,
     NetLimits,
+    Response,
     Route,
     TimedOut,
     TlsFailed,
     Transport,
     Url,
-    build_request,
     guarded_client,
     open_transport,
     tls_context,
@@ -53,9 +53,12 @@ async def opened(policy: EgressPolicy = LOOPBACK, **options: Any) -> AsyncIterat
 
 
 async def get(transport: Transport, url: str, **route: Any) -> tuple[int, bytes]:
-    request = build_request("GET", Route(url=Url.parse(url), **route), [(b"Accept", b"*/*")])
-    response = await transport.handle_async_request(request)
-    return response.status_code, b"".join([piece async for piece in response.aiter_raw()])
+    response = await transport.send("GET", Route(url=Url.parse(url), **route), [(b"Accept", b"*/*")])
+    return response.status, await content_of(response)
+
+
+async def content_of(response: Response) -> bytes:
+    return b"".join([piece async for piece in response.body])
 
 
 # Connections
@@ -72,8 +75,8 @@ async def test_a_connection_is_used_again_by_its_aggregation_only(origin: Origin
 async def test_a_body_that_has_arrived_need_not_be_read(origin: Origin) -> None:
     async with opened() as transport:
         for path in ("/bytes/10", "/bytes/30000000", "/bytes/10"):
-            request = build_request("GET", Route(url=Url.parse(origin.url(path))), [])
-            await (await transport.handle_async_request(request)).aclose()
+            response = await transport.send("GET", Route(url=Url.parse(origin.url(path))), [])
+            await response.body.aclose()
         # The third found no kept one, as the second's body was on its way.
         assert [request.connection for request in origin.requests] == [1, 1, 2]
 
@@ -105,8 +108,8 @@ async def test_a_kept_connection_that_is_closing_is_replaced_once(origin: Origin
     route = resetting(origin)
     async with opened() as transport:
         for _ in range(2):
-            response = await transport.handle_async_request(build_request(method, route, [], b""))
-            assert await response.aread() == b""
+            response = await transport.send(method, route, [], b"")
+            assert await content_of(response) == b""
     assert [request.connection for request in origin.requests] == [1, 1, 2]
 
 
@@ -114,10 +117,10 @@ async def test_a_kept_connection_that_is_closing_is_replaced_once(origin: Origin
 async def test_a_request_that_may_have_been_carried_out_is_not_repeated(origin: Origin, method: str) -> None:
     route = resetting(origin)
     async with opened() as transport:
-        response = await transport.handle_async_request(build_request(method, route, [], b"1"))
-        await response.aread()
+        response = await transport.send(method, route, [], b"1")
+        await content_of(response)
         with pytest.raises(ConnectionLost):
-            await transport.handle_async_request(build_request(method, route, [], b"2"))
+            await transport.send(method, route, [], b"2")
     assert [request.connection for request in origin.requests] == [1, 1]
 
 
@@ -126,8 +129,8 @@ async def test_a_kept_connection_whose_end_has_come_is_replaced_for_each_method(
     route = Route(url=Url.parse(url))
     async with opened() as transport:
         for _ in range(2):
-            response = await transport.handle_async_request(build_request("POST", route, [], b"1"))
-            assert await response.aread() == b"x"
+            response = await transport.send("POST", route, [], b"1")
+            assert await content_of(response) == b"x"
             await origin.wait_until(lambda: origin.open_connections == 0)
     assert [request.connection for request in origin.requests] == [1, 2]
 

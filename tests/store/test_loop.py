@@ -24,6 +24,45 @@ async def test_a_socket_closed_while_it_is_watched_ends_nothing() -> None:
         assert await aio_as_trio(asyncio.sleep)(0, "goes on") == "goes on"
 
 
+class Steps(trio.abc.Instrument):
+    """The number of steps of a task."""
+
+    def __init__(self, task: trio.lowlevel.Task) -> None:
+        self.count = 0
+        self._task = task
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += task is self._task
+
+
+async def test_callbacks_that_are_ready_are_called_in_one_step() -> None:
+    async def yield_often() -> None:
+        for _ in range(40):
+            await asyncio.sleep(0)
+
+    async with asyncio_loop() as loop:
+        await trio.testing.wait_all_tasks_blocked()
+        steps = Steps(loop._task)  # type: ignore[attr-defined]
+        trio.lowlevel.add_instrument(steps)
+        try:
+            await aio_as_trio(yield_often)()
+        finally:
+            trio.lowlevel.remove_instrument(steps)
+        assert steps.count < 10
+
+
+async def test_callbacks_without_end_let_other_tasks_run() -> None:
+    async with asyncio_loop() as loop:
+
+        def again() -> None:
+            handles[:] = [loop.call_soon(again)]
+
+        handles = [loop.call_soon(again)]
+        for _ in range(5):
+            await trio.lowlevel.checkpoint()
+        handles[0].cancel()
+
+
 async def test_the_error_of_a_lost_connection_that_nobody_waits_for_ends_nothing() -> None:
     async with asyncio_loop() as loop:
         loop.create_future().set_exception(BrokenPipeError(32, "Broken pipe"))

@@ -31,7 +31,7 @@ from downloader.fetch.sink import LOOP_BYTES, CompleteBody, Sink
 from downloader.fetch.spool import Spool
 from downloader.fetch.watch import Watch
 from downloader.model import ErrorCode, FileFacts, JobSpec, Lease, ResponseMetadata, now_ms
-from downloader.net import NetError, ResponseBody, Route, Transport, Url, UrlError, Use, build_request
+from downloader.net import NetError, Route, Transport, Url, UrlError, Use
 
 StoreFile = Callable[[JobSpec, CompleteBody, str, Callable[[], bool]], Awaitable[None]]
 """`(job, file, MIME type, still_ours)` -> stores the file where the job's files go.
@@ -222,13 +222,10 @@ class Attempt:
         partial = self._partial
         if partial is not None and partial.source.url != url.text:
             partial = None
-        request = build_request(
-            "GET", route, [*(headers | partial.condition if partial else headers).values()]
-        )
-        response = await tools.transport.handle_async_request(request)
-        status = self.status = response.status_code
-        fields, body = response.headers.raw, response.stream
-        assert isinstance(body, ResponseBody)
+        requested = headers | partial.condition if partial else headers
+        response = await tools.transport.send("GET", route, [*requested.values()])
+        status = self.status = response.status
+        fields, body = response.fields, response.body
         if status in range(200, 300) and status != _PARTIAL_CONTENT:
             self.metadata = metadata_of(fields, hop)
             return success(status, url, body, fields, headers)

@@ -20,11 +20,9 @@ from downloader.net import (
     EgressRefused,
     NetError,
     Origin,
-    ResponseBody,
     Route,
     Transport,
     Url,
-    build_request,
 )
 
 MAX_BYTES = 500 * 1024
@@ -277,15 +275,13 @@ class Robots:
         """
         for hop in range(MAX_REDIRECTS + 1):
             route = Route(url=url, aggregation=aggregation, proxy=proxy)
-            request = build_request("GET", route, [*self.headers.values()])
             try:
-                response = await self.transport.handle_async_request(request)
+                response = await self.transport.send("GET", route, [*self.headers.values()])
             except EgressRefused:
                 if hop == 0:
                     raise
                 return b"", ()  # the egress policy forbids the redirect's target
-            fields, body, status = response.headers.raw, response.stream, response.status_code
-            assert isinstance(body, ResponseBody)
+            fields, body, status = response.fields, response.body, response.status
             try:
                 if status in range(200, 300):
                     read = success(status, url, body, fields, self.headers).read

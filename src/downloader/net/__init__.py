@@ -19,7 +19,6 @@ from downloader.net.errors import (
 from downloader.net.policy import EgressPolicy, host_matches
 from downloader.net.request import (
     Route,
-    build_request,
     is_field_value,
     is_forbidden,
     is_token,
@@ -27,6 +26,7 @@ from downloader.net.request import (
 from downloader.net.tls import tls_context
 from downloader.net.transport import (
     NetLimits,
+    Response,
     ResponseBody,
     Transport,
     guarded_client,
@@ -61,6 +61,7 @@ __all__ = [
     "Origin",
     "ProxyRefused",
     "Resolver",
+    "Response",
     "ResponseBody",
     "Route",
     "TimedOut",
@@ -69,7 +70,6 @@ __all__ = [
     "Url",
     "UrlError",
     "Use",
-    "build_request",
     "guarded_client",
     "host_matches",
     "host_of",

@@ -1,4 +1,4 @@
-"""Requests: rules for header fields, and `Route`, data for a request that httpx's model lacks."""
+"""Requests: rules for header fields, and where a request goes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import re
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import httpx2
 
 from downloader.model import FIELD_NAME
 from downloader.net.response import Field
@@ -44,9 +42,6 @@ def is_forbidden(name: str) -> bool:
     return lower in FORBIDDEN_FIELDS or lower.startswith("proxy-")
 
 
-ROUTE = "downloader.route"
-"""The key in `httpx2.Request.extensions` of the request's `Route`."""
-
 KEEP = 8
 """Default for `Route.keep`."""
 
@@ -63,13 +58,9 @@ For a caller that bounds the request with a cancel scope. `("", math.inf)` remov
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """Data for a request that httpx's model lacks, in the request's `extensions` under `ROUTE`.
-
-    A request without a `Route` comes from a plugin, and the URL is checked like the URL of a callback.
-    """
+    """Where a request goes, and the bounds of the response."""
 
     url: Url
-    """The URL of the request. `httpx2.Request.url` has only the origin, because httpx2 normalises paths."""
     aggregation: str = ""
     """Aggregations do not share connections."""
     proxy: Url | None = None
@@ -83,20 +74,17 @@ class Route:
     tls: ssl.SSLContext | None = None
     """Replaces the transport's context."""
     expect: Expect | None = None
-    """Called before each wait. `None`: httpx's read timeout bounds the head and each piece of the body."""
+    """Called before each wait. `None`: `response_s` bounds the head and each piece of the body."""
 
 
-def build_request(method: str, route: Route, fields: Sequence[Field], content: bytes = b"") -> httpx2.Request:
-    """A request for the route's URL; `Host`, framing and the URL's credentials are added.
+def request_fields(method: str, url: Url, fields: Sequence[Field], content: bytes) -> list[Field]:
+    """All fields of a request: `Host`, framing and the URL's credentials are added.
 
     The credentials are used unless `fields` have an `Authorization`.
     """
-    url = route.url
     headers = [(b"Host", url.origin.authority), *fields]
     if url.basic and not any(name.lower() == b"authorization" for name, _ in fields):
         headers.append((b"Authorization", url.basic))
     if content or method in _BODY_METHODS:
         headers.append((b"Content-Length", b"%d" % len(content)))
-    return httpx2.Request(
-        method, url.httpx, headers=headers, stream=httpx2.ByteStream(content), extensions={ROUTE: route}
-    )
+    return headers

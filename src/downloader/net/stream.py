@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import trio
 
+from downloader import sockets
 from downloader.net.errors import TlsFailed
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ class Stream:
             TlsFailed: the peer refused the handshake belatedly, as TLS 1.3 allows.
         """
         try:
-            return bytes(await self._stream.receive_some(max_bytes))  # copies nothing, as these are bytes
+            return await sockets.receive(self._stream, max_bytes)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise StreamBroken from exc
 
@@ -53,7 +54,7 @@ class Stream:
             StreamBroken: the connection was reset.
         """
         try:
-            await self._stream.send_all(data)
+            await sockets.send(self._stream, data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise StreamBroken from exc
 

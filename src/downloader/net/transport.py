@@ -1,11 +1,11 @@
-"""An `httpx2.AsyncBaseTransport` over guarded connections, which are kept alive for some seconds."""
+"""Requests over guarded connections, which are kept alive for some seconds; also a transport for httpx2."""
 
 from __future__ import annotations
 
 import math
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
@@ -17,7 +17,7 @@ from downloader.net.dial import Dialer, Resolver, SystemResolver
 from downloader.net.errors import BadRequest, ConnectionLost, TimedOut
 from downloader.net.policy import EgressPolicy
 from downloader.net.proxy import connect_socks, connect_tunnel
-from downloader.net.request import ROUTE, Route, build_request
+from downloader.net.request import Route, request_fields
 from downloader.net.response import Field
 from downloader.net.stream import Stream
 from downloader.net.tls import Handshakes, Peer, ResumptionFailed
@@ -33,7 +33,10 @@ _CLIENT_TIMEOUT_S = 30.0
 _REPEATABLE = frozenset({"GET", "HEAD"})
 """Methods of requests that may be sent twice."""
 
-_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+_OURS = frozenset({b"host", b"content-length", b"transfer-encoding"})
+"""Fields of a plugin's request that are written anew."""
+
+_UNBOUNDED = nullcontext()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +87,7 @@ class ResponseBody(httpx2.AsyncByteStream):
         if use is None:
             return None
         try:
-            with _within(self._piece_s):
+            with _UNBOUNDED if self._piece_s is None else trio.fail_after(self._piece_s):
                 data = await use.connection.read()
         except BaseException as exc:
             self._use = None
@@ -112,6 +115,16 @@ class ResponseBody(httpx2.AsyncByteStream):
             await self._transport.give_back(use)
 
 
+@dataclass(slots=True)
+class Response:
+    """A response with an unread body."""
+
+    status: int
+    fields: Sequence[Field]
+    body: ResponseBody
+    """To be read or closed."""
+
+
 class Transport(httpx2.AsyncBaseTransport):
     """Sends requests over guarded connections, kept alive for some seconds; see `open_transport`.
 
@@ -130,7 +143,23 @@ class Transport(httpx2.AsyncBaseTransport):
         self._filled = trio.Event()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request; the response's body is a `ResponseBody`, to be read or closed.
+        """Send a plugin's request, with the body read into memory; see `send`.
+
+        The URL is checked like the URL of a callback. httpx's read timeout replaces `NetLimits.response_s`.
+        """
+        try:
+            url = Url.parse(str(request.url), "callback")
+        except UrlError as exc:
+            raise BadRequest(f"the URL {exc.detail}") from exc
+        route = Route(url=url, response_s=request.extensions.get("timeout", {}).get("read"))
+        fields = [(name, value) for name, value in request.headers.raw if name.lower() not in _OURS]
+        response = await self.send(request.method, route, fields, await request.aread())
+        return httpx2.Response(response.status, headers=list(response.fields), stream=response.body)
+
+    async def send(
+        self, method: str, route: Route, fields: Sequence[Field], content: bytes = b""
+    ) -> Response:
+        """Send a request with `fields` and those that `request_fields` adds.
 
         If the peer closes a kept connection without a response, a GET or HEAD is sent again once on a new
         connection. Other methods are not repeated, because the peer may have carried out the request (RFC
@@ -140,21 +169,19 @@ class Transport(httpx2.AsyncBaseTransport):
         Raises:
             NetError: no response was received.
         """
-        route = request.extensions.get(ROUTE)
-        if route is None:
-            request, route = await _routed(request)
         key = (
             route.aggregation,
             "" if route.proxy is None else route.proxy.text,
             route.url.origin,
             route.tls or self._tls,
         )
+        fields = request_fields(method, route.url, fields, content)
         kept = await self._take(key)
         if kept is not None:
             try:
-                return await self._send(_Use(kept, key, route.keep), request, route)
+                return await self._send(_Use(kept, key, route.keep), method, route, fields, content)
             except ConnectionLost:
-                if request.method not in _REPEATABLE:
+                if method not in _REPEATABLE:
                     raise
         if route.expect is not None:
             route.expect("", math.inf)
@@ -163,7 +190,7 @@ class Transport(httpx2.AsyncBaseTransport):
         except ResumptionFailed:
             # Other connections may have left sessions meanwhile. Without any, the error is the true reason.
             opened = await self._open(route, resume=False)
-        return await self._send(_Use(opened, key, route.keep), request, route)
+        return await self._send(_Use(opened, key, route.keep), method, route, fields, content)
 
     async def give_back(self, use: _Use) -> None:
         """Keep a connection after a response if the connection is reusable, else close the connection."""
@@ -200,21 +227,18 @@ class Transport(httpx2.AsyncBaseTransport):
             else:
                 await self._drop(connection)
 
-    async def _send(self, use: _Use, request: httpx2.Request, route: Route) -> httpx2.Response:
+    async def _send(
+        self, use: _Use, method: str, route: Route, fields: Sequence[Field], content: bytes
+    ) -> Response:
         connection = use.connection
-        stream = request.stream
-        assert isinstance(stream, httpx2.ByteStream)
-        target, fields, content = route.url.target, request.headers.raw, b"".join(stream)
-        piece_s: float | None = None
+        response_s = route.response_s or self._limits.response_s
+        piece_s = None if route.expect else response_s
         if route.expect is not None:
-            response_s = route.response_s or self._limits.response_s
             route.expect(f"no response within {response_s:g} s", response_s)
-        else:
-            piece_s = request.extensions.get("timeout", {}).get("read") or self._limits.response_s
         try:
-            with _within(piece_s):
+            with _UNBOUNDED if piece_s is None else trio.fail_after(piece_s):
                 head = await connection.request(
-                    request.method.encode(), target, fields, content, limit=route.answer_bytes
+                    method.encode(), route.url.target, fields, content, limit=route.answer_bytes
                 )
         except BaseException as exc:
             await connection.aclose()
@@ -222,7 +246,7 @@ class Transport(httpx2.AsyncBaseTransport):
                 raise TimedOut(f"no response within {piece_s:g} s") from exc
             raise
         body = ResponseBody(self, use, length=head.length, piece_s=piece_s)
-        return httpx2.Response(head.status, headers=list(head.fields), stream=body)
+        return Response(head.status, head.fields, body)
 
     async def _open(self, route: Route, *, resume: bool) -> Connection:
         url, proxy = route.url, route.proxy
@@ -324,23 +348,3 @@ def guarded_client(transport: Transport) -> httpx2.AsyncClient:
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         headers={"User-Agent": "downloader", "Accept-Encoding": "identity"},
     )
-
-
-def _within(seconds: float | None) -> AbstractContextManager[object]:
-    return nullcontext() if seconds is None else trio.fail_after(seconds)
-
-
-async def _routed(request: httpx2.Request) -> tuple[httpx2.Request, Route]:
-    """Add a route to a plugin's request: check the URL, and read the body into memory."""
-    try:
-        url = Url.parse(str(request.url), "callback")
-    except UrlError as exc:
-        raise BadRequest(f"the URL {exc.detail}") from exc
-    fields = [
-        (name, value)
-        for name, value in request.headers.raw
-        if name.lower() not in _FRAMING and name.lower() != b"host"
-    ]
-    ours = build_request(request.method, Route(url=url), fields, await request.aread())
-    ours.extensions.update(request.extensions)
-    return ours, ours.extensions[ROUTE]

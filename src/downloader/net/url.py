@@ -15,7 +15,6 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Literal, Self
 from urllib.parse import quote, unquote_to_bytes, urljoin
 
-import httpx2
 import idna
 
 from downloader.model import MAX_URL_CHARS
@@ -121,8 +120,6 @@ class Url:
     password: bytes = field(repr=False)
     basic: bytes = field(repr=False)
     """Value of an `Authorization` field with user and password (RFC 7617), or empty."""
-    httpx: httpx2.URL = field(repr=False)
-    """The origin for an `httpx2.Request`, without the path, which httpx2 would normalise."""
 
     @property
     def requested(self) -> str:
@@ -183,7 +180,7 @@ class Url:
 
 
 @lru_cache(maxsize=_ORIGINS)
-def _authority(scheme: str, text: str, use: Use) -> tuple[Origin, bytes, bytes, bytes, httpx2.URL]:
+def _authority(scheme: str, text: str, use: Use) -> tuple[Origin, bytes, bytes, bytes]:
     scheme = scheme.lower()
     ports = _SCHEMES[use]
     if scheme not in ports:
@@ -206,7 +203,7 @@ def _authority(scheme: str, text: str, use: Use) -> tuple[Origin, bytes, bytes, 
     user, _, password = (unquote_to_bytes(part) for part in userinfo.partition(":"))
     basic = b"Basic " + base64.b64encode(user + b":" + password) if userinfo else b""
     origin = Origin(scheme, host, port, netloc.encode())
-    return origin, user, password, basic, httpx2.URL(f"{scheme}://{netloc}/")
+    return origin, user, password, basic
 
 
 def _host_and_port(text: str) -> tuple[str, str]:

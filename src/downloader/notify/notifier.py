@@ -108,8 +108,8 @@ class Host:
     storage: Storage
     """The service's file storage. The service does not delete what a notifier stores there."""
     transport: Transport
-    """The transport of `client`. A plugin for very many callbacks may use the transport directly, with
-    requests from `downloader.net.build_request`, which takes less than half of the CPU time."""
+    """The transport of `client`. A plugin for very many callbacks may call `Transport.send`, which takes less
+    than half of the CPU time."""
     logger: logging.Logger = field(default_factory=lambda: logging.getLogger("downloader.notify"))
     """Writes messages from `WARNING` on to the service's log; texts must not contain secrets."""
     clock: Callable[[], float] = time.time

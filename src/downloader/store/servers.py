@@ -11,7 +11,7 @@ import asyncio
 import errno
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -53,6 +53,9 @@ CALLS = 64
 """Calls at the same time, each on a separate connection; further calls wait. redis-py's pool raises above
 100."""
 
+CALLBACKS = 64
+"""Callbacks of asyncio that are called before other tasks of Trio get a turn; a round trip has about nine."""
+
 SILENCES = 2
 """After this many times `redis.timeout` without a message, a subscription is checked with a PING."""
 
@@ -78,7 +81,26 @@ async def asyncio_loop() -> AsyncIterator[asyncio.AbstractEventLoop]:
     """Run an asyncio loop while the context is open; an exception that no task catches ends the context."""
     async with trio_asyncio.open_loop() as loop:
         loop.set_exception_handler(_on_error)
+        _speed_up(loop)
         yield loop
+
+
+def _speed_up(loop: Any) -> None:
+    """Let trio-asyncio 0.16 do as asyncio's own loop does, which halves the CPU of a round trip to the store.
+
+    Before each callback, trio-asyncio enters a cancel scope and lets all tasks run. Here it calls those that
+    are ready one after the other. It also checks each callback as asyncio does for debugging only.
+    """
+    call_next = loop._main_loop_one  # noqa: SLF001  # a test notices when a later version has it no more
+
+    async def call_ready(no_wait: bool = False) -> None:  # noqa: FBT001, FBT002  # the library's signature
+        await call_next(no_wait)
+        with suppress(trio.WouldBlock):
+            for _ in range(CALLBACKS):
+                await call_next(no_wait=True)
+
+    loop._main_loop_one = call_ready  # noqa: SLF001
+    loop._check_callback = lambda _callback, _method: None  # noqa: SLF001
 
 
 def _on_error(loop: Any, context: dict[str, Any]) -> None:

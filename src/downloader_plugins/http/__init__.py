@@ -13,7 +13,6 @@ from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Any
 
-import httpx2
 import trio
 
 from downloader.backoff import parse_retry_after
@@ -21,12 +20,12 @@ from downloader.errors import PluginError
 from downloader.net import (
     BadRequest,
     NetError,
+    Response,
     ResponseBody,
     Route,
     Transport,
     Url,
     UrlError,
-    build_request,
 )
 from downloader.notify import (
     CommitAbandoned,
@@ -153,11 +152,10 @@ class _Http:
         """
         for url in self.matches:
             target, route = self.way(url.text)
-            request = build_request("HEAD", route, target.fields)
             try:
                 with trio.fail_after(target.timeout_s):
-                    response = await self.transport.handle_async_request(request)
-                    await response.aclose()
+                    response = await self.transport.send("HEAD", route, target.fields)
+                    await response.body.aclose()
             except NetError as exc:
                 raise PluginError(f"{url.origin.url}: {exc}") from exc
             except trio.TooSlowError as exc:
@@ -191,15 +189,14 @@ class _Http:
         self, target: Target, route: Route, fields: list[tuple[bytes, bytes]], body: bytes
     ) -> tuple[Result, bytes | None]:
         """Send a request; the result, and the response's body, or `None` for an incomplete body."""
-        request = build_request("POST", route, fields, body)
-        response: httpx2.Response | None = None
+        response: Response | None = None
         answer: bytes | None = None
         try:
             with trio.move_on_after(target.timeout_s) as scope:
-                response = await self.transport.handle_async_request(request)
+                response = await self.transport.send("POST", route, fields, body)
                 scope.deadline = min(scope.deadline, trio.current_time() + self.answer_s)
                 with suppress(NetError):
-                    answer = await _read(response)
+                    answer = await _read(response.body)
         except (EgressRefused, BadRequest) as exc:
             return Rejected(str(exc)), None
         except TlsFailed as exc:
@@ -243,10 +240,9 @@ def _batch_id(payloads: Sequence[Payload]) -> str:
     return f"batch-{hashlib.sha256(ids.encode()).hexdigest()[:32]}"
 
 
-async def _read(response: httpx2.Response) -> bytes:
-    """Read the response's body, at most `ANSWER_BYTES`. Raises `NetError`."""
-    body, pieces = response.stream, []
-    assert isinstance(body, ResponseBody)
+async def _read(body: ResponseBody) -> bytes:
+    """Read a response's body, at most `ANSWER_BYTES`. Raises `NetError`."""
+    pieces = []
     while (piece := await body.read()) is not None:
         pieces.append(bytes(piece))
     return b"".join(pieces)
@@ -261,9 +257,9 @@ def _rejected(body: bytes) -> frozenset[str]:
         return frozenset()
 
 
-def _result(response: httpx2.Response) -> Result:
+def _result(response: Response) -> Result:
     """The result for a status."""
-    status = response.status_code
+    status = response.status
     if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return Delivered()
     reason = f"Received Status code {describe_status(status)}"
@@ -271,5 +267,6 @@ def _result(response: httpx2.Response) -> Result:
         return Rejected(reason)
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
         return RetryLater(f"{reason}: redirects are not followed")
-    after_s = parse_retry_after(response.headers.get("retry-after", ""), datetime.now(UTC))
+    after = next((value for name, value in response.fields if name.lower() == b"retry-after"), b"")
+    after_s = parse_retry_after(after.decode("latin-1"), datetime.now(UTC))
     return RetryLater(reason, after_s or None)

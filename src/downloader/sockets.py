@@ -1,0 +1,53 @@
+"""Bytes of connected sockets, for less than half of the CPU of the methods of `trio.SocketStream`.
+
+Those enter two contexts for each call and let all other tasks run after each, also after one that has waited.
+A response that was sent is followed by a wait for the next request, so `send` need not do that.
+"""
+
+from __future__ import annotations
+
+import os
+
+import trio
+
+
+async def receive(stream: trio.SocketStream, max_bytes: int) -> bytes:
+    """See `SocketStream.receive_some`."""
+    await trio.lowlevel.checkpoint_if_cancelled()
+    has_waited = False
+    while True:
+        try:
+            data = os.read(stream.socket.fileno(), max_bytes)
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(stream.socket.fileno())
+            has_waited = True
+        except OSError as exc:
+            raise _error(stream, exc) from exc
+        else:
+            if not has_waited:  # a peer that sends without a pause does not keep all others waiting
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            return data
+
+
+def send_now(stream: trio.SocketStream, data: bytes | memoryview) -> int:
+    """Send what can be sent without a wait; returns the number of bytes. Raises as `send` does."""
+    try:
+        return os.write(stream.socket.fileno(), data)
+    except BlockingIOError:
+        return 0
+    except OSError as exc:
+        raise _error(stream, exc) from exc
+
+
+async def send(stream: trio.SocketStream, data: bytes) -> None:
+    """See `SocketStream.send_all`; lets other tasks run only if not all bytes can be sent at once."""
+    await trio.lowlevel.checkpoint_if_cancelled()
+    sent = send_now(stream, data)
+    while sent < len(data):
+        await trio.lowlevel.wait_writable(stream.socket.fileno())
+        sent += send_now(stream, memoryview(data)[sent:])
+
+
+def _error(stream: trio.SocketStream, exc: OSError) -> Exception:
+    closed = stream.socket.fileno() < 0
+    return trio.ClosedResourceError("closed") if closed else trio.BrokenResourceError(str(exc))
