@@ -21,6 +21,7 @@ from types import MappingProxyType, NoneType
 from typing import Any, Literal, Self
 
 from downloader.ids import ID_PREFIX_LENGTH
+from downloader.phases import Phases
 
 FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 """A regular expression for the name of a header (RFC 9110, 5.6.2)."""
@@ -450,6 +451,8 @@ class Outcome:
     """Cooldown of the whole aggregation; independent of whether the attempt counts or is the last."""
     file: FileFacts = field(default_factory=FileFacts)
     response: ResponseMetadata = field(default_factory=ResponseMetadata)
+    phases: Phases | None = field(default=None, compare=False)
+    """`None` if they are not kept."""
 
     @property
     def has_file(self) -> bool:

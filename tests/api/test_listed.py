@@ -420,3 +420,4 @@ async def test_running_jobs_have_their_bytes_so_far(serving: Serving, store: Job
         assert progress == {long.id: {"received": 7, "instance": instance}, just_begun.id: None}
         job = (await api.client.get(f"/jobs/{long.id}", headers=headers)).json()
         assert job["progress"] == {"received": 7, "instance": instance}
+        assert job["instance"] == (instance and "me"), "the owner of the lease"

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pydantic import SecretStr
 
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import CallbackOutcome, ErrorCode, FileFacts, Kind, Lease, Outcome, Verdict
+from downloader.phases import Phases
 from servers.api import JOB, Served, Serving
 from servers.cli import Ran, Run
 from servers.jobs import end_all
@@ -162,13 +164,19 @@ async def test_job(run: Run, api: Served) -> None:
     ran = await run("job", row["id"])
     assert (ran.status, ran.err) == (0, "")
     assert ran.out.startswith(f"{row['id']} pending\n  url ")
-    await end_all(api.store, STORED, callback=CallbackOutcome(verdict=Verdict.FAILED, error="answered 500"))
+    phases = Phases({"first_byte": 2.5}, "192.0.2.1", [(302, "https://h/2?a=***")])
+    outcome = replace(STORED, phases=phases)
+    await end_all(api.store, outcome, callback=CallbackOutcome(verdict=Verdict.FAILED, error="answered 500"))
     ran = await run("job", row["id"])
     for text in (
         "succeeded\n",
         "3 bytes, text/plain\n",
         "failed, http https://client.example/done",
         "answered 500\n",
+        "  instance         me\n",
+        "  phases           first byte 2.5 s (kept connection)\n",
+        "  address          192.0.2.1\n",
+        "  redirect         302 to https://h/2?a=***\n",
     ):
         assert text in ran.out
     [document] = (await run("job", row["id"], "--json")).json_lines()

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from downloader.config import RedisSettings
 from downloader.model import CallbackOutcome, FileFacts, JobSpec, Kind, Outcome, ResponseMetadata, Verdict
+from downloader.phases import Phases
 from downloader.store import (
     Accepted,
     CallbackPlan,
@@ -302,3 +303,33 @@ async def test_lists_have_the_newest_first_whatever_the_end(store: JobStore) -> 
             assert len(names) <= 7
         assert sorted(names) == [str(number) for number in range(7)]
         assert [int(name) // 2 for name in names] == [3, 2, 2, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_the_phases_of_the_last_attempt(sealed: bool, bounded: Valkey, server: redis.Redis) -> None:  # noqa: FBT001  # drawn
+    keys = [SecretStr(Fernet.generate_key().decode())] if sealed else []
+    phases = Phases({"queue": 0.002, "body": 61.0}, "127.0.0.1", [(302, "http://h/path")])
+    failed, quick, slow = (
+        Outcome(verdict=Verdict.RETRY, error="e", phases=phases),
+        Outcome(verdict=Verdict.SUCCEEDED, response_code=200),
+        Outcome(verdict=Verdict.SUCCEEDED, response_code=200, phases=phases),
+    )
+    async with (
+        asyncio_loop(),
+        open_store(RedisSettings(url=bounded.url, timeout=30, encryption_keys=keys)) as store,
+    ):
+        for last, kept in ((quick, None), (slow, phases)):
+            job = await submitted(store, last.verdict + str(kept))
+            for outcome, shown in ((failed, phases), (last, kept)):
+                [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 60)).leases
+                settlement = downloaded(lease, outcome, None, 60)
+                await store.settle("me", [settlement])
+                view = await store.get(job.id)
+                assert view is not None
+                assert view.outcome is not None
+                assert view.outcome.phases == shown
+                assert view.download.instance == ("me" if outcome is failed else ""), (
+                    "an ended job forgets it"
+                )
+            record = str(server.hget("downloader:1:{0}:ended", job.id))
+        assert ("r302:http://h/path" in record) is not sealed

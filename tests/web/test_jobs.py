@@ -10,6 +10,7 @@ import trio
 from playwright.sync_api import expect
 
 from downloader.model import CallbackOutcome, ErrorCode, Kind, Outcome, Verdict
+from downloader.phases import Phases
 from downloader.store import JobStore, JobView, Submission
 from servers.browser import Browse, Seen, meanwhile
 from servers.jobs import closed, end_all, spec_for
@@ -17,7 +18,12 @@ from servers.jobs import closed, end_all, spec_for
 pytestmark = pytest.mark.slow
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-BROKEN = Outcome(verdict=Verdict.FAILED, error=f"no route {HOSTILE}", error_code=ErrorCode.CONNECT)
+BROKEN = Outcome(
+    verdict=Verdict.FAILED,
+    error=f"no route {HOSTILE}",
+    error_code=ErrorCode.CONNECT,
+    phases=Phases({"first_byte": 1.5}, "192.0.2.1"),
+)
 REFUSED = CallbackOutcome(verdict=Verdict.FAILED, error="Received Status code 410 Gone")
 DELIVERED = CallbackOutcome(verdict=Verdict.SUCCEEDED)
 
@@ -55,7 +61,10 @@ async def test_failures_are_shown_and_retried(browse: Browse, page_url: str, sto
                 "deleted",
             ]
         )
+        expect(story.nth(1)).to_contain_text("by me")
         expect(story.nth(2)).to_contain_text(f"no route {HOSTILE}")
+        expect(dialog.locator("#job-way")).to_have_text("at 192.0.2.1 · over a kept connection")
+        expect(dialog.locator("#job-phases li")).to_have_text(["waited for the response1.5 s"])
         assert seen.barriers() == []
         dialog.get_by_role("button", name="Send the callback again").press("Enter")
         expect(page.locator("#said")).to_contain_text("callback sent again")

@@ -12,15 +12,19 @@ from downloader.errors import StorageError
 from downloader.model import ErrorName, JobSpec, Outcome
 from downloader.net import redact_url, requested_url
 from downloader.observe import COUNTERS, TROUBLES, by_name
+from downloader.phases import Phases
 from downloader.store import Backlog, JobView, Load
 from downloader.wire import (
     Aggregation,
     AggregationLoad,
+    Attempt,
     Job,
     JobCallback,
     JobFile,
     JobResponse,
     Progress,
+    Redirect,
+    Task,
     Waiting,
     WaitingCallbacks,
     WaitingDownloads,
@@ -40,11 +44,11 @@ def progress_of(reports: Iterable[Mapping[str, Any]], *, named: bool) -> Mapping
     }
 
 
-def job_view(view: JobView, download_url: Callable[[JobSpec, str], str]) -> Job:
+def job_view(view: JobView, download_url: Callable[[JobSpec, str], str], *, named: bool = False) -> Job:
     """The response of `GET /jobs/<id>`: no headers or proxy; no passwords or query values in URLs.
 
     `download_url` gives the URL of the job's file, given the SHA-256; raises `StorageError` if the storage
-    fails.
+    fails. `named`: see `progress_of`.
     """
     spec, outcome = view.spec, view.outcome
     succeeded = view.download.state == "succeeded" and outcome is not None
@@ -54,7 +58,7 @@ def job_view(view: JobView, download_url: Callable[[JobSpec, str], str]) -> Job:
         aggr_id=spec.aggr_id,
         url=redact_url(spec.url),
         created_at=moment(spec.created_ms),
-        **dict(view.download),
+        **_task(view.download, named=named),
         priority=spec.priority,
         error=outcome.error if outcome else "",
         error_code=cast("ErrorName", str(outcome.error_code)) if outcome else "",
@@ -65,7 +69,8 @@ def job_view(view: JobView, download_url: Callable[[JobSpec, str], str]) -> Job:
         extra=spec.extra.encode(errors="replace").decode(),  # UTF-8 has no lone surrogates
         tags=spec.tags,
         group=spec.group,
-        callback=_callback(view),
+        callback=_callback(view, named=named),
+        last_attempt=_attempt(outcome.phases) if outcome and outcome.phases else None,
         kept_until=view.kept_until,
     )
 
@@ -82,11 +87,23 @@ def _download_url(download_url: Callable[[], str]) -> str:
         return ""
 
 
-def _callback(view: JobView) -> JobCallback | None:
+def _task(task: Task, *, named: bool) -> dict[str, Any]:
+    return dict(task) if named else dict(task) | {"instance": ""}
+
+
+def _attempt(phases: Phases) -> Attempt:
+    return Attempt(
+        phases=phases.seconds,
+        address=phases.address,
+        redirects=[Redirect(status=status, url=url) for status, url in phases.redirects],
+    )
+
+
+def _callback(view: JobView, *, named: bool) -> JobCallback | None:
     if view.callback is None:
         return None
     kind, destination = view.spec.callback(success=view.download.state == "succeeded")
-    return JobCallback(type=kind, destination=redact_url(destination), **dict(view.callback))
+    return JobCallback(type=kind, destination=redact_url(destination), **_task(view.callback, named=named))
 
 
 FAILED_SHOWN = 20

@@ -29,7 +29,7 @@ from downloader.errors import ConfigError
 from downloader.model import StateName
 
 if TYPE_CHECKING:
-    from downloader.client import Client, Job, JobCallback, JobFile, JobResponse, ListedJob
+    from downloader.client import Attempt, Client, Job, JobCallback, JobFile, JobResponse, ListedJob
 
 JobIds = Annotated[str, Parameter(name="JOB", show_default=False)]
 Count = Annotated[int | None, Parameter(name="-n", validator=Number(gte=1))]
@@ -182,6 +182,10 @@ def _rows(job: Job) -> Iterator[tuple[str, str]]:
     yield from details(job, url="url", aggr_id="aggregation", created_at="created", due_at="due")
     yield from details(job, finished_at="ended")
     yield "attempts", str(job.attempts)
+    yield from _duration("took", job)
+    yield from details(job, instance="instance")
+    if job.last_attempt is not None:
+        yield from _course_rows(job.last_attempt)
     yield from details(job, priority="priority", crashes="crashes")
     if job.group:
         yield "group", job.group
@@ -198,7 +202,22 @@ def _rows(job: Job) -> Iterator[tuple[str, str]]:
     yield from details(job, kept_until="kept until")
     if job.callback is not None:
         yield "callback", f"{job.callback.state}, {job.callback.type} {job.callback.destination}"
+        yield from _duration("callback took", job.callback)
         yield from _failures("delivery failed", job.callback)
+
+
+def _duration(label: str, task: Job | JobCallback) -> Iterator[tuple[str, str]]:
+    if task.ended and task.started_at and task.finished_at:
+        yield label, f"{(task.finished_at - task.started_at).total_seconds():.3g} s"
+
+
+def _course_rows(course: Attempt) -> Iterator[tuple[str, str]]:
+    for redirect in course.redirects:
+        yield "redirect", f"{redirect.status} to {redirect.url}"
+    yield from details(course, address="address")
+    phases = [f"{name.replace('_', ' ')} {seconds:.3g} s" for name, seconds in course.phases.items()]
+    kept = "first_byte" in course.phases and "connect" not in course.phases
+    yield "phases", ", ".join(phases) + (" (kept connection)" if kept else "")
 
 
 def _failures(label: str, task: Job | JobCallback) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,7 @@ from downloader.webhooks import WebhookError, verify
 from downloader.wire import (
     Aggregation,
     AggregationChanges,
+    Attempt,
     Callback,
     Failures,
     Group,
@@ -42,6 +43,7 @@ __all__ = [
     "AggregationChanges",
     "ApiProblem",
     "AsyncClient",
+    "Attempt",
     "Callback",
     "Client",
     "ClientError",

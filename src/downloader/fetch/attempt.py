@@ -31,7 +31,8 @@ from downloader.fetch.sink import LOOP_BYTES, CompleteBody, Sink
 from downloader.fetch.spool import Spool
 from downloader.fetch.watch import Watch
 from downloader.model import ErrorCode, FileFacts, JobSpec, Lease, ResponseMetadata, now_ms
-from downloader.net import NetError, Route, Transport, Url, UrlError, Use
+from downloader.net import NetError, Route, Transport, Url, UrlError, Use, redact_url
+from downloader.phases import Phases
 
 StoreFile = Callable[[JobSpec, CompleteBody, str, Callable[[], bool]], Awaitable[None]]
 """`(job, file, MIME type, still_ours)` -> stores the file where the job's files go.
@@ -84,6 +85,7 @@ class Attempt:
         """The status of the last response; 0 without a response."""
         self.metadata = ResponseMetadata()
         """What the last successful response says about the file."""
+        self.phases = Phases({} if lease.waited_s is None else {"queue": lease.waited_s})
         self._tools = tools
         self._lease = lease
         self._spec = lease.spec
@@ -117,6 +119,7 @@ class Attempt:
             keep = not refused or (resumable and self._response is None)
             raise
         finally:
+            self.phases.begin("")
             if self._sink is not None:
                 if keep:
                     await self._tools.partials.keep(self._lease.id, self._sink, self._source())
@@ -138,6 +141,7 @@ class Attempt:
                     await self._receive(response, sink, watch, expected, patterns)
                 finally:
                     await response.body.aclose()
+                self.phases.begin("store")
                 self._response = self._partial = None  # the body is complete: nothing to continue
                 watch.expect("", math.inf)
                 body = await sink.complete()
@@ -196,6 +200,8 @@ class Attempt:
                 raise
             if not isinstance(following, Hop):
                 return following
+            if following is not hop:
+                self.phases.redirects.append((self.status, redact_url(following.url.text)))
             hop = following
         raise FetchError(f"more than {self._tools.limits.redirects} redirects", ErrorCode.REDIRECTS)
 
@@ -210,6 +216,7 @@ class Attempt:
         headers = hop.headers | self._conditions
         if tools.robots is not None:
             watch.expect("", math.inf)  # end the time limit of the previous response
+            self.phases.begin("robots")
             await tools.robots.check(url, aggregation=self._lease.group, proxy=proxy, is_own_host=is_own_host)
         route = Route(
             url=url,
@@ -218,6 +225,7 @@ class Attempt:
             keep=self._lease.limit,
             response_s=max(tools.settings.response_timeout, self._spec.download_timeout or 0),
             expect=watch.expect,
+            phases=self.phases,
         )
         partial = self._partial
         if partial is not None and partial.source.url != url.text:
@@ -281,6 +289,7 @@ class Attempt:
         for digest in response.digests:
             sink.hash_with(digest.algorithm)
         limits = self._tools.limits
+        self.phases.begin("body")
         watch.expect_flow(limits.stall_bytes_per_s, limits.stall_s, received=sink.size)
 
         with watch.paused():

@@ -63,12 +63,13 @@ class Fetcher:
                 response_code=attempt.status,
                 file=file,
                 response=attempt.metadata,
+                phases=attempt.phases if attempt.phases.are_long else None,
             )
-        outcome = self._failure(lease, error, attempt.status)
+        outcome = self._failure(lease, error, attempt)
         await self.partials.expect(lease.id, outcome.retry_after_s)
         return outcome
 
-    def _failure(self, lease: Lease, error: FetchError, status: int) -> Outcome:
+    def _failure(self, lease: Lease, error: FetchError, attempt: Attempt) -> Outcome:
         own = lease.spec.max_retries
         cools = error.treatment is Treatment.COOL_DOWN
         pause = cooldown(error.retry_after_s, self._rng, of_host=error.from_host) if cools else None
@@ -85,9 +86,10 @@ class Fetcher:
             verdict=verdict,
             error=str(error)[:MAX_ERROR_CHARS],
             error_code=error.code,
-            response_code=status,
+            response_code=attempt.status,
             retry_after_s=delay,
             cooldown=pause,
+            phases=attempt.phases,
         )
 
 

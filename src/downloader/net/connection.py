@@ -50,6 +50,8 @@ class Connection:
 
     def __init__(self, stream: Stream, *, prefix: bytes = b"", extra: Sequence[Field] = ()) -> None:
         self.stream = stream
+        self.address = stream.address
+        """Of the peer; empty if the peer has closed the connection already."""
         self._prefix = prefix
         self._extra = extra
         self._response = Response(bodiless=False)

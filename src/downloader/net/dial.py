@@ -17,6 +17,7 @@ import trio
 from downloader.net.errors import ConnectFailed, EgressRefused, NameNotResolved, TimedOut
 from downloader.net.policy import Address, EgressPolicy, is_local_name, parse_address
 from downloader.net.stream import Stream
+from downloader.phases import Phases
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """Maps `(name, port)` to addresses in the order of trying; link-local addresses have a zone id.
@@ -137,7 +138,7 @@ class Dialer:
     is_own: Callable[[Address], bool] = is_own_address
     """Whether an address belongs to an interface of this machine."""
 
-    async def connect(self, host: str, port: int) -> Stream:
+    async def connect(self, host: str, port: int, phases: Phases | None = None) -> Stream:
         """Connect to a URL's host if the policy allows all addresses of the host.
 
         If the policy forbids an address, nothing is sent, not even a SYN. A cancel leaves no socket behind.
@@ -149,7 +150,11 @@ class Dialer:
             TimedOut: no connection in time.
         """
         deadline = trio.current_time() + self.within_s
+        if phases is not None:
+            phases.begin("dns")
         addresses = await self._addresses(host.removesuffix("."), port, deadline)
+        if phases is not None:
+            phases.begin("connect")
         try:
             with trio.fail_at(deadline):
                 sock = await _connect_first(addresses, port)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from downloader.model import FIELD_NAME
 from downloader.net.response import Field
 from downloader.net.url import Url
+from downloader.phases import Phases
 
 FORBIDDEN_FIELDS = frozenset(
     {
@@ -75,6 +76,8 @@ class Route:
     """Replaces the transport's context."""
     expect: Expect | None = None
     """Called before each wait. `None`: `response_s` bounds the head and each piece of the body."""
+    phases: Phases | None = None
+    """Gets the phases of the request, up to the head of the response."""
 
 
 def request_fields(method: str, url: Url, fields: Sequence[Field], content: bytes) -> list[Field]:

@@ -35,6 +35,14 @@ class Stream:
         """The socket below TLS."""
         return self._stream.socket
 
+    @property
+    def address(self) -> str:
+        """The peer's address; empty if the peer has closed the connection already."""
+        try:
+            return str(self.socket.getpeername()[0])
+        except OSError:
+            return ""
+
     async def receive(self, max_bytes: int) -> bytes:
         """Receive at most `max_bytes`; empty at the end.
 

@@ -233,6 +233,9 @@ class Transport(httpx2.AsyncBaseTransport):
         connection = use.connection
         response_s = route.response_s or self._limits.response_s
         piece_s = None if route.expect else response_s
+        if route.phases is not None:
+            route.phases.address = connection.address if route.proxy is None else ""
+            route.phases.begin("first_byte")
         if route.expect is not None:
             route.expect(f"no response within {response_s:g} s", response_s)
         try:
@@ -252,7 +255,7 @@ class Transport(httpx2.AsyncBaseTransport):
         url, proxy = route.url, route.proxy
         prefix, fields = b"", list[Field]()
         if proxy is None:
-            stream = await self.dialer.connect(url.origin.host, url.origin.port)
+            stream = await self.dialer.connect(url.origin.host, url.origin.port, route.phases)
         else:
             await self.dialer.check_target(url.origin.host)
             stream = await self._connect_proxy(route, proxy, resume=resume)
@@ -265,9 +268,11 @@ class Transport(httpx2.AsyncBaseTransport):
 
     async def _connect_proxy(self, route: Route, proxy: Url, *, resume: bool) -> Stream:
         url = route.url
-        stream = await self.dialer.connect(proxy.origin.host, proxy.origin.port)
+        stream = await self.dialer.connect(proxy.origin.host, proxy.origin.port, route.phases)
         if proxy.origin.scheme == "https":
             stream = await self._start_tls(stream, route, proxy.origin, resume=resume)
+        if route.phases is not None:
+            route.phases.begin("connect")
         try:
             with trio.fail_after(self._limits.connect_s):
                 if proxy.origin.scheme == "socks5":
@@ -284,6 +289,8 @@ class Transport(httpx2.AsyncBaseTransport):
     async def _start_tls(self, stream: Stream, route: Route, origin: Origin, *, resume: bool) -> Stream:
         # What goes through a proxy is not to be recognised as that of another aggregation.
         through = (route.aggregation, route.proxy.text) if route.proxy else ("", "")
+        if route.phases is not None:
+            route.phases.begin("tls")
         peer: Peer = (*through, origin, route.tls or self._tls)
         return await self._handshakes.start_tls(stream, peer, within_s=self._limits.tls_s, resume=resume)
 

@@ -174,7 +174,12 @@ def within_deadline(outcome: Outcome, left_s: float) -> Outcome:
     if outcome.verdict in (Verdict.SUCCEEDED, Verdict.FAILED):
         return outcome
     if left_s <= 0:
-        return replace(_OVERDUE, response_code=outcome.response_code, cooldown=outcome.cooldown)
+        return replace(
+            _OVERDUE,
+            response_code=outcome.response_code,
+            cooldown=outcome.cooldown,
+            phases=outcome.phases,
+        )
     return replace(outcome, retry_after_s=min(outcome.retry_after_s or 0.0, left_s))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from downloader.model import (
@@ -28,6 +29,7 @@ from downloader.model import (
     callback_group,
 )
 from downloader.net import host_of, redact_url
+from downloader.phases import Phases
 from downloader.store import ended
 from downloader.store.values import (
     Backlog,
@@ -104,7 +106,7 @@ def settle(script: str, settlement: Settlement, seal: Seal | None) -> dict[str, 
                 "delay_ms": ms(settlement.delay_s),
             }
         case "retry_later":
-            return _retry_later(settlement)
+            return _retry_later(settlement, seal)
         case "finish":
             return _finish(settlement, seal)
         case _:
@@ -116,7 +118,7 @@ def leased(lease: Lease) -> dict[str, Any]:
     return {"id": lease.spec.id, "generation": str(lease.generation)}
 
 
-def _retry_later(settlement: Settlement) -> dict[str, Any]:
+def _retry_later(settlement: Settlement, seal: Seal | None) -> dict[str, Any]:
     outcome = settlement.outcome
     return {
         **leased(settlement.lease),
@@ -125,6 +127,7 @@ def _retry_later(settlement: Settlement) -> dict[str, Any]:
         "status": str(outcome.response_code if outcome else 0),
         "attempts": "0" if settlement.verdict is Verdict.THROTTLED else "1",
         "delay_ms": ms(settlement.delay_s),
+        **_phases(outcome, seal),
         **_cooldown(outcome),
         **_slow(settlement),
     }
@@ -150,6 +153,7 @@ def _finish(settlement: Settlement, seal: Seal | None) -> dict[str, Any]:
         "mime": file.mime_type,
         "image": file.image_size,
         **({"more": more} if (more := _more(outcome, seal)) else {}),
+        **_phases(outcome, seal),
         **_cooldown(outcome),
     }
 
@@ -167,6 +171,11 @@ def _more(outcome: Outcome, seal: Seal | None) -> list[str]:
         "not_modified": "1" if response.not_modified else "",
     }
     return [text for name, value in values.items() if value for text in (name, value)]
+
+
+def _phases(outcome: Outcome | None, seal: Seal | None) -> dict[str, str]:
+    """The argument `phases`."""
+    return {"phases": outcome.phases.to_text(seal)} if outcome and outcome.phases else {}
 
 
 def _close_callback(settlement: Settlement, seal: Seal | None) -> dict[str, Any]:
@@ -614,6 +623,9 @@ def _outcome(stored: Mapping[str, str], unseal: Unseal) -> Outcome:
             final_url=_unsealed(row["final_url"], unseal),
             not_modified=bool(row["not_modified"]),
         ),
+        phases=Phases.from_text(row["phases"], partial(_unsealed, unseal=unseal))
+        if "phases" in row
+        else None,
     )
 
 
@@ -631,6 +643,7 @@ def _task(row: Mapping[str, str], *, due_ms: str) -> Task:
         attempts=_int(row.get("attempts")),
         deliveries=_int(row.get("deliveries")),
         crashes=_int(row.get("crashes")),
+        instance=row.get("owner") or row.get("settled", "").partition(" ")[2],
         due_at=_moment(row.get("due") or due_ms) if state == State.PENDING else None,
         started_at=_moment(row.get("started", "")),
         finished_at=_moment(row.get("finished", "")),

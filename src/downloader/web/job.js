@@ -3,7 +3,7 @@
 import { call } from "./api.js";
 import { act, confirm } from "./dialogs.js";
 import { $, list, make, setForeign, setText } from "./dom.js";
-import { bytes, duration, full, plural } from "./words.js";
+import { bytes, duration, full, plural, seconds } from "./words.js";
 
 const LOOK_MS = 1_000;
 
@@ -28,9 +28,12 @@ function* attempts(task, what, end) {
   const over = task.finished_at && !["pending", "running"].includes(task.state);
   if (task.started_at) {
     const which = task.deliveries > 1 ? `, the last of ${plural(task.deliveries, "start", "starts")}` : "";
-    yield { at: task.started_at, title: `${what} started${which}`, text: "" };
+    yield { at: task.started_at, title: `${what} started${which}`, text: task.instance && `by ${task.instance}` };
   }
-  if (over) yield { at: task.finished_at, ...end };
+  if (over) {
+    const taken = task.started_at && `took ${seconds((new Date(task.finished_at) - new Date(task.started_at)) / 1000)}`;
+    yield { at: task.finished_at, ...end, text: [end.text, taken].filter(Boolean).join(" · ") };
+  }
   else if (task.state === "pending" && task.due_at) {
     yield { at: task.due_at, title: later(task.due_at) ? `${what} begins` : `${what} is due`, text: "", next: true };
   }
@@ -73,6 +76,42 @@ const showStory = list($("job-story"), () => {
   };
 });
 
+const PHASES = {
+  queue: "waited in the queue",
+  robots: "robots.txt",
+  dns: "looked the name up",
+  connect: "connected",
+  tls: "TLS handshake",
+  first_byte: "waited for the response",
+  body: "received the body",
+  store: "checked and stored",
+};
+
+const showPhases = list($("job-phases"), () => {
+  const [name, time, bar] = [make("span"), make("b"), make("span", "length")];
+  return {
+    element: make("li", "", name, time, bar),
+    patch({ phase, taken, longest }) {
+      setText(name, PHASES[phase] ?? phase);
+      setText(time, seconds(taken));
+      bar.style.width = `${(100 * taken) / (longest || 1)}%`;
+    },
+  };
+});
+
+// Where the last attempt went, and how long each phase of it took.
+function showCourse({ last_attempt: course, url }) {
+  $("job-course").hidden = !course;
+  if (!course) return;
+  const { phases, address, redirects } = course;
+  const hops = redirects.map(({ status, url: target }) => `${status} to ${target}`);
+  const kept = "first_byte" in phases && !("connect" in phases);
+  const way = [hops.length ? [url, ...hops].join(", ") : "", address && `at ${address}`, kept ? "over a kept connection" : ""];
+  setForeign($("job-way"), way.filter(Boolean).join(" · "));
+  const longest = Math.max(...Object.values(phases));
+  showPhases(Object.entries(phases).map(([phase, taken]) => [phase, { phase, taken, longest }]));
+}
+
 function show() {
   $("job-error").hidden = true;
   $("job-facts").hidden = false;
@@ -81,6 +120,7 @@ function show() {
   setText($("job-state"), `It ${STATES[state] ?? state}${wait}; ${plural(job.attempts, "attempt", "attempts")}${age(job)}.`);
   setForeign($("job-aggregation"), job.aggr_id);
   showStory(story(job).map((event, index) => [`${index} ${event.title}`, event]));
+  showCourse(job);
   const url = job.download_url;
   $("job-file").hidden = !/^https?:/.test(url);
   $("job-file").href = /^https?:/.test(url) ? url : "#";

@@ -28,6 +28,7 @@ from downloader.wire.group import (
 from downloader.wire.job import (
     Accepted,
     AcceptedLine,
+    Attempt,
     Failure,
     FailureCount,
     FailureGroup,
@@ -39,6 +40,7 @@ from downloader.wire.job import (
     JobResponse,
     ListedJob,
     Progress,
+    Redirect,
     Retried,
     Task,
 )

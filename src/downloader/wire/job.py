@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -51,6 +51,9 @@ class Task(WireModel):
     """How often an instance got the task."""
     crashes: int = 0
     """How often an instance died while working on the task."""
+    instance: str = ""
+    """The instance that works on the task, or did last; empty if unknown, and for a token that does not have
+    all aggregations."""
     due_at: Moment | None = None
     started_at: Moment | None = None
     finished_at: Moment | None = None
@@ -112,6 +115,27 @@ class Progress(WireModel):
     """The instance that downloads; empty for a token that does not have all aggregations."""
 
 
+class Redirect(WireModel):
+    """A redirect that was followed."""
+
+    status: int
+    url: RedactedUrl
+    """Where it led to."""
+
+
+class Attempt(WireModel):
+    """The course of an attempt at a download."""
+
+    phases: Mapping[str, float]
+    """Seconds by phase: `queue` (from the time at which the job was due), `robots`, `dns`, `connect`, `tls`,
+    `first_byte`, `body` and `store`, over all redirects. There is no `dns`, `connect` and `tls` if the
+    connection was kept from an earlier download."""
+    address: str = ""
+    """The address that the last connection went to; empty through a proxy."""
+    redirects: Sequence[Redirect] = ()
+    """In order."""
+
+
 class Job(Task):
     """A job; the fields of a task are the download's."""
 
@@ -138,6 +162,8 @@ class Job(Task):
     """The group that the job belongs to; empty: none."""
     callback: JobCallback | None = None
     """`null` while there is none."""
+    last_attempt: Annotated[Attempt | None, optional()] = None
+    """Of the last attempt, if it failed or took at least a second."""
     progress: Annotated[Progress | None, optional()] = None
     """Of a running download, unless it has begun just now."""
     kept_until: Moment | None = None

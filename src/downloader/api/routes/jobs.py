@@ -100,7 +100,7 @@ async def show(context: Context, job_id: str) -> Job:
     view = await visible_job(context.store, job_id)
     if view is None:
         raise Refused(UNKNOWN_JOB)
-    job = job_view(view, context.deps.download_url)
+    job = job_view(view, context.deps.download_url, named=sees_all())
     if job.state != "running":
         return job
     progress = progress_of(await context.store.reports("processor"), named=sees_all())

@@ -5,7 +5,8 @@
 --         code, status, size, sha256, mime, image, more: names and values of further fields, absent if there are
 --         none, callback: its group or '', limit: of that group, token: of the job, absent: none, counted: the token
 --         if the job counts against its quota, keep_ms: how long a job without a callback is kept, record: see
---         `end_job`, for a success without callback, job_group: of the job, absent: none, cool_ms, asked, host_too: see `cool_down`, absent: no cooldown}
+--         `end_job`, for a success without callback, job_group: of the job, absent: none, phases: of the attempt, absent: not
+--         kept, cool_ms, asked, host_too: see `cool_down`, absent: no cooldown}
 -- from    download running, this owner and generation
 -- to      download succeeded | failed, and callback pending where there is one
 -- answer  per result: 'done' | 'lease_lost' | 'cancelled'
@@ -24,7 +25,8 @@ for item in items() do
     add_to('download', id, 'attempts', item.attempts)
     cool_down(id, group, host, item)
     leave_host(id, group, host)
-    redis.call('HDEL', task, 'owner', 'due')
+    redis.call('HDEL', task, 'owner', 'due', 'phases')
+    if item.phases then redis.call('HSET', task, 'phases', item.phases) end
     if item.error ~= '' then remember('download', id, item.error) end
     if item.state == 'failed' then redis.call('ZADD', key_failed_downloads(), now, id) end
     touch('download', group)

@@ -3,7 +3,7 @@
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner}, then per lease {id, generation, delay_ms, error, code, status, attempts: '1' if it
 --         counts, else '0', cool_ms, asked, host_too: see `cool_down`, absent: no cooldown, slow: as in
---         `close_callback`}
+--         `close_callback`, phases: of a download, absent: not known}
 -- from    running, this owner and generation
 -- to      pending
 -- answer  per lease: 'done' | 'lease_lost' | 'cancelled'
@@ -25,6 +25,7 @@ for item in items() do
     add_to(kind, item.id, 'attempts', item.attempts)
     cool_down(item.id, group, host, item)
     leave_host(item.id, group, host)
+    if item.phases then redis.call('HSET', task, 'phases', item.phases) end
     remember(kind, item.id, item.error)
     if kind == 'callback' then
       redis.call('HSET', key_group(kind, group), 'limit', 1)
