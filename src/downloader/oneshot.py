@@ -80,6 +80,7 @@ def fetch_files(
     mime_type: str = "",
     folder: Path,
     limit: int,
+    bytes_per_s: float | None = None,
     on_result: Callable[[FetchResult], None],
     on_progress: OnProgress = lambda *_: None,
     skip: Callable[[str], bool] = lambda _: False,
@@ -96,6 +97,7 @@ def fetch_files(
         mime_type: patterns as in a job's `mime_type`; empty for no check.
         folder: has the subfolders `spool` for downloads in progress and `files` for complete files.
         limit: per host, at least 1.
+        bytes_per_s: of all downloads together; `None`: any number.
         on_result: called exactly once for each file that is not skipped; may move the file.
         on_progress: called while a file is fetched.
         skip: called once with each URL before the first attempt; returns whether to skip the URL.
@@ -120,6 +122,7 @@ def fetch_files(
                     spool_dir=folder / "spool",
                     rng=random.Random(),  # noqa: S311 - jitter, not secrets
                     resumable=True,
+                    bytes_per_s=bytes_per_s,
                 ) as fetcher,
                 trio.open_nursery() as work,
             ):

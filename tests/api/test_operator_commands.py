@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from pydantic import SecretStr
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import CallbackOutcome, ErrorCode, FileFacts, Kind, Lease, Outcome, Verdict
 from downloader.phases import Phases
+from downloader.wire import BacklogPoint
 from servers.api import JOB, Served, Serving
 from servers.cli import Ran, Run
-from servers.jobs import end_all
+from servers.jobs import end_all, leased
 
 STORED = Outcome(
     verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="ab", mime_type="text/plain")
@@ -304,6 +306,45 @@ async def test_only_jobs_that_have_ended_can_be_followed(run: Run) -> None:
     ran = await run("jobs", "--follow")
     assert (ran.status, ran.out) == (2, "")
     assert ran.complaint.startswith("--follow needs ")
+
+
+async def test_a_job_is_watched_until_its_callback_has_ended(
+    run: Run, api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["downloader.cli.jobs"], "LOOK_S", 0.01)
+    [row] = (await run("submit", "https://h/1", "--json", *HTTP)).json_lines()
+    ran: list[Ran] = []
+
+    async def watch() -> None:
+        ran.append(await run("job", row["id"], "--watch"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        await end_all(api.store, GONE, callback=CallbackOutcome(verdict=Verdict.SUCCEEDED))
+    assert ran[0].status == 1, "the download failed"
+    assert f"\n{row['id']} failed\n" in f"\n{ran[0].out}"
+    [final] = (await run("job", row["id"], "--watch", "--json")).json_lines()
+    assert final["callback"]["state"] == "succeeded"
+
+
+async def test_backlog(run: Run, api: Served) -> None:
+    assert (await run("backlog")).status == 0
+    now = datetime.now(UTC)
+    for minutes, succeeded in ((10, 100), (5, 130)):
+        at = now - timedelta(minutes=minutes)
+        await api.store.note_backlog(
+            BacklogPoint(at=at, downloads=7, callbacks=2, succeeded=succeeded, failed=1)
+        )
+    lines = (await run("backlog")).out.splitlines()[:2]  # the API adds a point too
+    assert [line.split("\t")[1:] for line in lines] == [["7", "2", "0", "0"], ["7", "2", "30", "0"]]
+    assert [point["succeeded"] for point in (await run("backlog", "--json")).json_lines()][:2] == [100, 130]
+
+
+async def test_the_bytes_so_far_of_running_jobs(run: Run, api: Served) -> None:
+    [row] = (await run("submit", "https://h/1", "--json", *HTTP)).json_lines()
+    await leased(api.store)
+    await api.store.report("one", "processor", {"instance": "host-1", "running": {row["id"]: 7}}, 60)
+    assert (await run("jobs")).out.rstrip("\n").split("\t")[-1] == "7"
 
 
 async def test_events(run: Run) -> None:

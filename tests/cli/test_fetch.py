@@ -106,7 +106,15 @@ async def test_headers_retries_and_the_origins_names(origin: Origin, tmp_path: P
     origin.on("/get", respond(200, b"hello\n", [("Content-Disposition", 'attachment; filename="/x/a.pdf"')]))
     headers = ["--header", "X-Key: a: b", "--header", "user-agent:me"]
     ran = await fetch(
-        origin.url("/get"), origin.url("/status/503"), *headers, "--retries", "0", "-o", tmp_path
+        origin.url("/get"),
+        origin.url("/status/503"),
+        *headers,
+        "--retries",
+        "0",
+        "--max-rate",
+        "1GB",
+        "-o",
+        tmp_path,
     )
     assert ran.status == 1
     assert names(tmp_path) == ["a (2).pdf", "a.pdf"]

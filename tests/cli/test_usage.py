@@ -185,6 +185,8 @@ def test_config_as_json_is_what_it_is_as_toml(tmp_path: Path, capsys: pytest.Cap
         (["fetch", "http:///x"], "'http:///x': the URL has no host, or a malformed one"),
         (["fetch", "http://[::1/x"], "'http://[::1/x': the URL has a malformed IPv6 address"),
         (["fetch", "--mime", "[a", "http://h/"], "--mime: malformed pattern '[a'"),
+        (["fetch", "--max-rate", "0", "http://h/"], "--max-rate: must be a number of bytes"),
+        (["fetch", "--max-rate", "fast", "http://h/"], "--max-rate: must be a number of bytes"),
         (["fetch", "--from-file", "no-such.txt"], "no-such.txt: cannot be read: No such file or directory"),
         (["fetch", "-o", "/dev/null/x", "http://h/"], "the folder '/dev/null/x' cannot be written: "),
     ],

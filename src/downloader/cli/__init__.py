@@ -20,7 +20,7 @@ from downloader.cli.aggregations import aggregations, pause, resume
 from downloader.cli.fetch import fetch
 from downloader.cli.groups import groups, wait
 from downloader.cli.inspect import config, doctor, health, import_config, plugins, version
-from downloader.cli.jobs import cancel, events, failures, job, jobs, retry
+from downloader.cli.jobs import backlog, cancel, events, failures, job, jobs, retry
 from downloader.cli.receive import receive
 from downloader.cli.roles import api, notifier, processor, run
 from downloader.cli.setting_up import completion, config_check, config_init, new_plugin, token_new
@@ -47,6 +47,7 @@ COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
         pause,
         resume,
         top,
+        backlog,
         events,
     ),
     "Inspect": (doctor, health, plugins, new_plugin, config, import_config, completion, version),

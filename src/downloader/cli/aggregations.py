@@ -47,15 +47,17 @@ def aggregations(
     """Show the aggregations that have unfinished downloads, or change some.
 
     Without a name it lists all, the busiest first. --set changes them at once,
-    over the fleet, until their last job is done: limit (downloads at once), rate
-    (starts per second), delay (seconds between starts); null restores what the
-    jobs ask for.
-    The exit status is 1 if there is no such aggregation.
+    over the fleet: limit (downloads at once), rate (starts per second), delay
+    (seconds between starts). A value stays, also while the aggregation has no job
+    or has never had one; null restores what the jobs ask for, and cooling=null
+    ends a cooldown.
+    The exit status is 1 if one to be shown has no unfinished downloads.
 
     For example:
       downloader aggregations
       downloader aggregations example.org
       downloader aggregations example.org --set limit=2 --set rate=null
+      downloader aggregations example.org --set cooling=null
 
     Args:
         aggr_ids: Names of aggregations.

@@ -39,6 +39,7 @@ def fetch(
         Parameter(name="--header", show_default=False, allow_leading_hyphen=True, consume_multiple=False),
     ] = (),
     retries: Annotated[int, Parameter(name="--retries", validator=Number(gte=0, lte=1000))] = RETRIES,
+    max_rate: Annotated[str, Parameter(name="--max-rate", show_default=False)] = "",
     json_: Json = False,
 ) -> int:
     """Fetch URLs into a folder, without a service.
@@ -56,6 +57,7 @@ def fetch(
       downloader fetch --from-file urls.txt -o pictures --mime "image/*"
       list-urls | downloader fetch --from-file - --limit 8 --json
       downloader fetch https://example.org/a.png --header "Cookie: a=b" --retries 9
+      downloader fetch https://example.org/a.iso --max-rate 2MiB
 
     Args:
         urls: What to fetch.
@@ -66,6 +68,8 @@ def fetch(
         header: Send this header, "Name: value", to each host; may be repeated. Not
             after a redirect to another host.
         retries: Further attempts at a file after a temporary failure.
+        max_rate: Bytes per second of all downloads together, such as 500KiB or 2MB.
+            An attempt may then take a day instead of an hour.
         json_: Write a JSON object for each file, when it is done.
     """
     from downloader.content import MimePatterns
@@ -74,7 +78,8 @@ def fetch(
         MimePatterns.parse(mime)
     except ValueError as error:
         raise ConfigError(f"--mime: {error}") from None
-    settings = _settings(header, retries=retries)
+    bytes_per_s = _bytes(max_rate) if max_rate else None
+    settings = _settings(header, retries=retries, unhurried=bytes_per_s is not None)
     with tempfile.TemporaryFile("w+", encoding="utf-8") as checked:
         count = _check(urls, from_file, checked)
         with open_output(output) as folder:
@@ -89,6 +94,7 @@ def fetch(
                         mime_type=mime,
                         folder=folder.hidden,
                         limit=limit,
+                        bytes_per_s=bytes_per_s,
                         on_result=report.ended,
                         on_progress=report.progress,
                         skip=report.skip,
@@ -127,15 +133,32 @@ def _check(urls: Iterable[str], from_file: str, checked: TextIO) -> int:
     return len(digests)
 
 
-def _settings(lines: Iterable[str], *, retries: int) -> FetchSettings:
-    """Settings with the `--header` lines.
+def _bytes(text: str) -> int:
+    """The value of `--max-rate`.
+
+    Raises:
+        ConfigError: it is no number of bytes, or 0.
+    """
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        if (size := TypeAdapter(ByteSize).validate_python(text)) > 0:
+            return size
+    except ValidationError:
+        pass
+    raise ConfigError('--max-rate: must be a number of bytes, or like "500KiB"')
+
+
+def _settings(lines: Iterable[str], *, retries: int, unhurried: bool) -> FetchSettings:
+    """Settings with the `--header` lines; `unhurried`: an attempt may take as long as any job's.
 
     Raises:
         ConfigError: a line is not a header that may be sent.
     """
     from downloader.fetch import FetchSettings
 
-    headers = dict(FetchSettings().request_headers)
+    defaults = FetchSettings()
+    headers = dict(defaults.request_headers)
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon:
@@ -149,6 +172,7 @@ def _settings(lines: Iterable[str], *, retries: int) -> FetchSettings:
         retry_backoff=RETRY_BACKOFF_S,
         request_headers=headers,
         max_retries=retries,
+        download_timeout=defaults.max_download_timeout if unhurried else defaults.download_timeout,
         disk_low=100,  # keep partial files also when the disk is nearly full
     )
 

@@ -1,4 +1,4 @@
-"""`downloader job`, `jobs`, `failures`, `cancel`, `retry` and `events`: show, cancel and retry jobs."""
+"""`downloader job`, `jobs`, `failures`, `cancel`, `retry`, `backlog` and `events`: show, cancel and retry jobs."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ from downloader.model import StateName
 if TYPE_CHECKING:
     from downloader.client import Attempt, Client, Job, JobCallback, JobFile, JobResponse, ListedJob
 
+LOOK_S = 1.0
+"""Time between two looks of `--watch`; instances report the bytes so far every few seconds."""
+
 JobIds = Annotated[str, Parameter(name="JOB", show_default=False)]
 Count = Annotated[int | None, Parameter(name="-n", validator=Number(gte=1))]
 
@@ -51,26 +54,64 @@ WIDE = 120
 """Columns of a terminal that has room for URLs."""
 
 
-def job(*job_ids: JobIds, json_: Json = False, service: Service = LOCAL) -> int:
+def job(
+    *job_ids: JobIds,
+    watch: Annotated[bool, Parameter(name="--watch", show_default=False)] = False,
+    json_: Json = False,
+    service: Service = LOCAL,
+) -> int:
     """Show jobs of a running service.
 
     Shows state, attempts and times, the file, the callback and the last errors.
-    The exit status is 1 if there is no job with one of the ids.
+    The exit status is 1 if there is no job with one of the ids, and with --watch
+    if one failed or was cancelled.
 
     For example:
       downloader job NSb4FOAs9fVaQw
       downloader job NSb4FOAs9fVaQw --json
+      downloader job NSb4FOAs9fVaQw --watch
 
     Args:
         job_ids: Ids of jobs.
-        json_: Write a JSON object for each job.
+        watch: First write what changes, until job and callback have ended.
+        json_: Write a JSON object for each job, with --watch after each change.
     """
+    succeeded = []
 
     def show(client: Client, job_id: str) -> None:
-        shown = client.job(job_id)
-        write_result(shown, f"{shown.id} {shown.state}", _rows(shown), as_json=json_)
+        for job in _changes(client, job_id) if watch else (client.job(job_id),):
+            over = job.ended and (job.callback is None or job.callback.ended)
+            if json_ or over or not watch:
+                write_result(job, f"{job.id} {job.state}", _rows(job), as_json=json_)
+            else:
+                write(f"{datetime.now().astimezone():%H:%M:%S} {' '.join(_summary(job))}")
+        succeeded.append(job.succeeded)
 
-    return for_each(job_ids, show, service)
+    return for_each(job_ids, show, service) or int(watch and not all(succeeded))
+
+
+def _changes(client: Client, job_id: str) -> Iterator[Job]:
+    """Yield a job at once and after each change, until job and callback have ended."""
+    before = None
+    while True:
+        job = client.job(job_id)
+        if before is None or _summary(job) != before:
+            yield job
+        if job.ended and (job.callback is None or job.callback.ended):
+            return
+        before = _summary(job)
+        time.sleep(LOOK_S)
+
+
+def _summary(job: Job) -> list[str]:
+    from rich.filesize import decimal
+
+    words = [job.id, job.state, f"attempts {job.attempts}"]
+    if job.progress is not None:
+        words.append(f"received {decimal(job.progress.received)}")
+    if job.callback is not None:
+        words.append(f"callback {job.callback.state} attempts {job.callback.attempts}")
+    return words
 
 
 def cancel(*job_ids: JobIds, aggr_id: AggrId = None, json_: Json = False, service: Service = LOCAL) -> int:
@@ -305,6 +346,42 @@ def events(*, count: Count = None, service: Service = LOCAL) -> int:
     return 0
 
 
+def backlog(*, json_: Json = False, service: Service = LOCAL) -> int:
+    """Show how much waited during the last day, a line every five minutes.
+
+    Succeeded and failed are the downloads that ended since the line before.
+
+    For example:
+      downloader backlog
+      downloader backlog --json
+
+    Args:
+        json_: Write a JSON object for each line.
+    """
+    with connect(service) as client:
+        points = client.backlog()
+    if json_:
+        for point in points:
+            write_json(point)
+        return 0
+    columns = ("at", "downloads", "callbacks", "succeeded", "failed")
+    rows: list[list[Cell]] = [
+        [
+            local_time(point.at),
+            str(point.downloads),
+            str(point.callbacks),
+            # The counters begin again with a new store.
+            str(max(0, point.succeeded - before.succeeded)),
+            str(max(0, point.failed - before.failed)),
+        ]
+        for before, point in zip([*points[:1], *points[:-1]], points, strict=True)
+    ]
+    show_table(
+        columns, rows, right=columns[1:], empty="there is no point yet: the first comes within five minutes"
+    )
+    return 0
+
+
 def _show(rows: Iterator[ListedJob], *, as_json: bool) -> int:
     """Print jobs; returns how many."""
     shown = 0
@@ -365,6 +442,7 @@ def _list(rows: Sequence[ListedJob], *, head: bool) -> None:
             row.error_code,
             row.destination,
             row.url,
+            str(row.progress.received) if row.progress else "",
         ]
         for row in rows
     ]
@@ -372,17 +450,20 @@ def _list(rows: Sequence[ListedJob], *, head: bool) -> None:
         show_table((), cells)
         return
     from rich.console import Console
+    from rich.filesize import decimal
     from rich.table import Table
 
     # Fixed widths except for texts, so that the columns of all pages line up.
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", show_header=head, expand=True)
-    for name, width in (("job", 14), ("state", 9), ("callback", 9), ("ended", 11)):
+    ended = "ended" if rows[0].state != "running" else "so far"
+    for name, width in (("job", 14), ("state", 9), ("callback", 9), (ended, 11)):
         table.add_column(name, width=width, no_wrap=True)
     texts = {"aggregation": 2, "error": 3}
     if Console().width >= WIDE:
         texts |= {"code": 1, "destination": 2, "url": 3}
     for name, ratio in texts.items():
         table.add_column(name, ratio=ratio, no_wrap=True)
-    for row in cells:
-        row[3] = str(row[3])[5:16]  # without year and seconds
+    for job, row in zip(rows, cells, strict=True):
+        # Without year and seconds.
+        row[3] = decimal(job.progress.received) if job.progress else local_time(job.finished_at)[5:16]
     print_rows(table, [row[: len(table.columns)] for row in cells])

@@ -27,6 +27,7 @@ from downloader.wire import (
     Aggregation,
     AggregationChanges,
     AggregationPage,
+    BacklogPoint,
     CancelledJobs,
     Failures,
     Group,
@@ -322,6 +323,12 @@ class Calls:
         """What waits, over the fleet; with a role, the counters of the `processor` or the `notifier`."""
         response = yield from self._call("GET", f"stats/{messages.segment(role)}" if role else "stats")
         return messages.json_object(response.content, response.url)
+
+    def backlog(self) -> Steps[Sequence[BacklogPoint]]:
+        """The backlog of the last day, the oldest point first."""
+        response = yield from self._call("GET", "backlog")
+        points = messages.json_array(response.content, response.url)
+        return [messages.as_model(BacklogPoint, point, response.url) for point in points]
 
     def ping(self) -> Steps[None]:
         """Check that the service responds; raises `Unreachable` otherwise."""

@@ -152,6 +152,7 @@ class AsyncClient:
     adjust = _awaited(Calls.adjust)
     pause_all = _awaited(Calls.pause_all)
     stats = _awaited(Calls.stats)
+    backlog = _awaited(Calls.backlog)
     ping = _awaited(Calls.ping)
 
     async def events(self) -> AsyncGenerator[Mapping[str, Any]]:
@@ -260,6 +261,7 @@ class Client:
     adjust = _blocking(Calls.adjust)
     pause_all = _blocking(Calls.pause_all)
     stats = _blocking(Calls.stats)
+    backlog = _blocking(Calls.backlog)
     ping = _blocking(Calls.ping)
 
     def events(self) -> Generator[Mapping[str, Any]]:

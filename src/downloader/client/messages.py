@@ -166,6 +166,7 @@ _UNCERTAIN = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT})
 _ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 
 M = TypeVar("M", bound=BaseModel)
+D = TypeVar("D", dict[str, Any], list[Any])
 
 
 def pause_wanted(result: httpx2.Response | httpx2.RequestError, *, repeatable: bool) -> float | None:
@@ -255,11 +256,20 @@ def json_object(text: str | bytes, url: httpx2.URL) -> dict[str, Any]:
     Raises:
         ClientError: the text has no JSON object.
     """
+    return _document(text, url, dict)
+
+
+def json_array(text: str | bytes, url: httpx2.URL) -> list[Any]:
+    """As `json_object`, for an array."""
+    return _document(text, url, list)
+
+
+def _document(text: str | bytes, url: httpx2.URL, kind: type[D]) -> D:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
         document = None
-    if not isinstance(document, dict):
+    if not isinstance(document, kind):
         raise not_a_downloader(url)
     return document
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -15,6 +16,7 @@ from downloader.fetch.errors import FetchError, Treatment, explain, own_fault
 from downloader.fetch.expected import Expected
 from downloader.fetch.headers import HeaderMap, conditions, job_headers
 from downloader.fetch.memory import BodyMemory
+from downloader.fetch.pace import Pace
 from downloader.fetch.partial import PartialFile, PartialFiles, Source
 from downloader.fetch.response import (
     REDIRECTS,
@@ -73,6 +75,8 @@ class Tools:
     store: StoreFile
     robots: Robots | None = None
     """`None`: robots.txt is ignored."""
+    pace: Pace | None = None
+    """`None`: any number of bytes per second."""
 
 
 class Attempt:
@@ -136,7 +140,7 @@ class Attempt:
                 response = await self._request(watch)
                 if response is None:
                     return FileFacts()
-                sink = await self._begin(response)
+                sink = await self._begin(response, watch)
                 try:
                     await self._receive(response, sink, watch, expected, patterns)
                 finally:
@@ -256,9 +260,11 @@ class Attempt:
             raise failure(status, fields, headers)
         return hop.following(fields)
 
-    async def _begin(self, response: FileResponse) -> Sink:
+    async def _begin(self, response: FileResponse, watch: Watch) -> Sink:
         """The sink for the body: the partial file's if the response continues the file, else a new sink."""
         self._response = response
+        if self._tools.pace is not None:
+            response.read = partial(self._tools.pace.read, response.read, watch)
         if self._sink is not None:
             if response.partial is not None:
                 return self._sink

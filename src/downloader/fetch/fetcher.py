@@ -15,6 +15,7 @@ from downloader.fetch.attempt import Attempt, OnProgress, StoreFile, Tools
 from downloader.fetch.errors import FetchError, Treatment, own_fault
 from downloader.fetch.headers import base_headers
 from downloader.fetch.memory import BodyMemory
+from downloader.fetch.pace import Pace
 from downloader.fetch.partial import PartialFiles, ResumableFiles
 from downloader.fetch.retry import cooldown, decide
 from downloader.fetch.robots import OnCrawlDelay, Robots
@@ -104,12 +105,13 @@ async def open_fetcher(
     rng: random.Random,
     limits: FetchLimits | None = None,
     resumable: bool = False,
+    bytes_per_s: float | None = None,
 ) -> AsyncIterator[Fetcher]:
     """Open a fetcher, with connections and a spool folder that are closed at the end.
 
     No attempt may be under way at the end. Folders of crashed instances under `spool_dir` are swept. If
     `resumable`, partial files stay in `spool_dir`, for a later fetcher to continue; two fetchers must not use
-    one folder at the same time.
+    one folder at the same time. `bytes_per_s` limits what all downloads receive together.
 
     Raises:
         ConfigError: `ca_file` cannot be used, or `spool_dir` cannot be written.
@@ -133,6 +135,7 @@ async def open_fetcher(
             memory=BodyMemory(limits.memory_bytes),
             store=store,
             robots=robots if settings.robots else None,
+            pace=None if bytes_per_s is None else Pace(bytes_per_s),
         )
         try:
             yield Fetcher(tools, rng)

@@ -45,13 +45,14 @@ class Connection:
 
     After any exception, a cancel included, the connection can only be closed. The caller bounds the waits.
     For a proxy, `prefix` (`http://host`) is put before the path in the request line, and the `extra` fields
-    are added.
+    are added. `address` is the peer's, for people.
     """
 
-    def __init__(self, stream: Stream, *, prefix: bytes = b"", extra: Sequence[Field] = ()) -> None:
+    def __init__(
+        self, stream: Stream, *, prefix: bytes = b"", extra: Sequence[Field] = (), address: str = ""
+    ) -> None:
         self.stream = stream
-        self.address = stream.address
-        """Of the peer; empty if the peer has closed the connection already."""
+        self.address = address
         self._prefix = prefix
         self._extra = extra
         self._response = Response(bodiless=False)

@@ -264,7 +264,7 @@ class Transport(httpx2.AsyncBaseTransport):
                 fields = [(b"Proxy-Authorization", proxy.basic)] if proxy.basic else []
         if url.origin.scheme == "https":
             stream = await self._start_tls(stream, route, url.origin, resume=resume)
-        return Connection(stream, prefix=prefix, extra=fields)
+        return Connection(stream, prefix=prefix, extra=fields, address=stream.address)
 
     async def _connect_proxy(self, route: Route, proxy: Url, *, resume: bool) -> Stream:
         url = route.url
