@@ -1,4 +1,4 @@
-"""`downloader job`, `jobs`, `failures`, `cancel`, `retry`, `backlog` and `events`: show, cancel and retry jobs."""
+"""`downloader job`, `jobs`, `failures`, `cancel`, `retry`, `backlog` and `events`."""
 
 from __future__ import annotations
 
