@@ -48,6 +48,7 @@ async def test_a_group_from_its_jobs_to_its_end(api: Served, client: AsyncClient
     assert group == await client.group("g")
     lease = await leased(api.store, kind=Kind.CALLBACK)
     assert (lease.id, lease.spec.extra) == (group.callback_id, "[1]")
+    assert (await client.reopen_group("g")).state == "open"
     with pytest.raises(ApiProblem) as caught:
         await client.group("other")
     assert caught.value.code == "unknown_group"
@@ -81,6 +82,9 @@ async def test_on_the_command_line(run: Run, api: Served) -> None:
     ran = await run("groups", "h", "--seal")
     assert "complete" in ran.out
     assert (await run("wait", "h")).status == 0
+    assert "open" in (await run("groups", "h", "--reopen")).out
+    assert (await run("groups", "h", "--reopen", "--seal")).status == 2
+    assert (await run("groups", "--reopen")).status == 2
     assert (await run("groups", "other")).status == 1
     ran = await run("submit", "https://h/1", "--seal")
     assert (ran.status, "--seal needs --group" in ran.err) == (2, True)

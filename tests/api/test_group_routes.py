@@ -79,6 +79,24 @@ async def test_a_group_from_its_first_job_to_its_callback(api: Served) -> None:
     assert (answer.status_code, answer.json()["code"]) == (409, "group_complete")
 
 
+async def test_a_complete_group_is_reopened(api: Served) -> None:
+    assert (await api.client.post("/groups/g/reopen")).status_code == 404
+    await post(api)
+    await api.client.post("/groups/g", json=CALLBACK)
+    await api.client.post("/groups/g/seal")
+    answer = await api.client.post("/groups/g/reopen")
+    assert (answer.status_code, answer.json()["code"]) == (409, "group_not_complete")
+    await api.store.settle("me", [downloaded(await leased(api.store), OK, None, 60)])
+    first = (await group(api))["callback_id"]
+    for _ in range(2):
+        answer = await api.client.post("/groups/g/reopen")
+        assert (answer.status_code, answer.json()["state"], answer.json()["callback_id"]) == (200, "open", "")
+    await api.client.post("/groups/g/seal")
+    callbacks = (await api.store.lease(Kind.CALLBACK, "me", 9, 60)).leases
+    assert {lease.id for lease in callbacks} == {first, (await group(api))["callback_id"]}
+    assert len(callbacks) == 2
+
+
 async def test_a_group_without_jobs(api: Served) -> None:
     for method, path in (("GET", "/groups/g"), ("DELETE", "/groups/g/jobs")):
         answer = await api.client.request(method, path)
@@ -190,6 +208,7 @@ async def test_a_token_has_the_groups_of_its_list(serving: Serving) -> None:
         ("GET", "/groups/other", 404),
         ("DELETE", "/groups/other/jobs", 404),
         ("POST", "/groups/other/seal", 403),
+        ("POST", "/groups/other/reopen", 404),
         ("POST", "/groups/other", 403),
         ("GET", "/groups/shop-1", 200),
         ("POST", "/groups/shop-1", 200),

@@ -176,3 +176,17 @@ async def test_f38_who_completes_a_group_on_a_cluster_dies(cluster: tuple[JobSto
     group = await tend(store)
     assert (group.state, group.unfinished) == ("complete", 0)
     assert await callbacks(store) == []
+    second = store.new_id("g")
+    reopened = await store.reopen_group("g", second)
+    assert reopened is not None
+    assert reopened.state == "open"
+    late = [spec_for(store, spec.aggr_id, group="g") for spec in specs]
+    assert {accepted for accepted, _ in await store.submit([Submission(spec=spec) for spec in late])} == {
+        Accepted.NEW
+    }
+    await store.cancel_all([(late[0], None)], 60)
+    await end(store, 39)
+    await store.seal_group("g")
+    await tend(store)
+    [spec] = await callbacks(store)
+    assert (spec.id, json.loads(spec.completes)["jobs"]) == (second, 80)

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 import trio
 
+from downloader.config import RedisSettings
 from downloader.model import CallbackOutcome, JobSpec, Kind, Outcome, State, Verdict
 from downloader.store import (
     CLUSTER_SHARDS,
@@ -23,6 +24,7 @@ from downloader.store import (
     Listed,
     StoreUnavailable,
     Submission,
+    open_client,
 )
 from downloader.store.client import StoreClient
 from downloader.store.groups import GroupStore
@@ -194,6 +196,56 @@ async def test_a_retried_job_counts_as_unfinished_until_the_group_is_complete(st
     assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
     await ended(store)
     assert counts(await group_of(store)) == {"jobs": 2, "failed": 2}
+
+
+async def test_a_reopened_group_has_a_second_callback(store: JobStore) -> None:
+    first = await with_callback(store)
+    spec = await submitted(store, group="g", **NO_CALLBACK)
+    assert await store.reopen_group("g", "new") == await group_of(store), "it is open"
+    await store.seal_group("g")
+    assert await store.reopen_group("g", "new") == await group_of(store), "it is not complete"
+    await ended(store, NO)
+    assert (await group_of(store)).callback_id == first.id
+    ids = [store.new_id("g") for _ in range(2)]
+    for callback_id in ids:  # a repetition
+        group = await store.reopen_group("g", callback_id)
+        assert group is not None
+        assert (group.state, group.callback_id, counts(group)) == ("open", "", {"jobs": 1, "failed": 1})
+    await submitted(store, group="g", **NO_CALLBACK)
+    assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
+    assert counts(await group_of(store)) == {"jobs": 2, "unfinished": 2}
+    await store.seal_group("g")
+    await ended(store)
+    assert (await leased(store, kind=Kind.CALLBACK)).id == first.id
+    assert await no_callback_is_due(store)
+    await ended(store)
+    assert counts(await group_of(store)) == {"jobs": 2, "succeeded": 2}
+    lease = await leased(store, kind=Kind.CALLBACK)
+    assert (lease.id, (await group_of(store)).callback_id) == (ids[0], ids[0])
+    assert json.loads(lease.spec.completes)["succeeded"] == 2
+    assert await no_callback_is_due(store)
+    assert await store.reopen_group("other", "new") is None
+
+
+@pytest.mark.row("F38")
+async def test_a_late_call_about_an_earlier_seal_changes_nothing(
+    raw: RawStore, store: JobStore, redis_settings: RedisSettings
+) -> None:
+    await with_callback(store)
+    await store.seal_group("g")
+    mark = raw.command("HGET", raw.key("job_group", "g"), "sealed")
+    await store.reopen_group("g", store.new_id("g"))
+    await submitted(store, group="g", **NO_CALLBACK)
+    before = await group_of(store)
+    async with open_client(redis_settings) as client:
+        for late in ({"seal": True}, {"completed": True}, {"reopen": True, "id": "x"}):
+            await client.run("group", 0, {}, [{"name": "g", "mark": mark, **late}])
+        await client.run("complete", 0, {"name": "g", "counts": {}, "mark": mark})
+    assert await group_of(store) == before
+    await store.seal_group("g")
+    await ended(store)
+    assert (await group_of(store)).state == "complete"
+    assert len((await store.lease(Kind.CALLBACK, "me", 9, 10)).leases) == 2
 
 
 async def test_a_callback_that_is_sent_again(store: JobStore) -> None:
@@ -370,7 +422,7 @@ class Shards:
         self.calls[name] += 1
         if self.silent and name == "group" and shard == 0:
             raise StoreUnavailable("the shard does not answer")
-        return ["g"] if name == "tend" else [["unfinished", 1]]
+        return ["g"] if name == "tend" else [["unfinished", 1, "sealed", "1"]]
 
     async def ask(
         self, shards: Sequence[int], ask: Callable[[int], Awaitable[object]], **_: object
@@ -389,4 +441,4 @@ async def test_a_group_that_is_due_in_all_shards_is_looked_at_once(
     shards = Shards(silent=silent)
     store = GroupStore(cast("StoreClient", shards))
     await store.tend_groups({shard: ["g"] for shard in range(CLUSTER_SHARDS)})
-    assert shards.calls == {"tend": CLUSTER_SHARDS, "group": CLUSTER_SHARDS}
+    assert shards.calls == {"tend": CLUSTER_SHARDS, "group": CLUSTER_SHARDS + 1}

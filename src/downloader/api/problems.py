@@ -151,6 +151,7 @@ CODES: Mapping[str, str] = {
     # Jobs
     "encrypted": "The job is encrypted with a key that this instance does not have.",
     "group_complete": "The group is complete, and takes no other callback.",
+    "group_not_complete": "Only a complete group can be reopened.",
     "group_sealed": "The group is sealed and takes no more jobs.",
     "idempotency_conflict": "The idempotency key was used with another job.",
     "idempotency_key": "The idempotency key is not 1 to 255 printable ASCII characters.",

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from downloader.cli.options import LOCAL, Json, Service, connect, for_each
 from downloader.cli.output import Cell, details, show_table, write_json, write_result
+from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
     from downloader.client import Client, Group
@@ -21,10 +22,11 @@ COLUMNS = ("group", "state", "jobs", "succeeded", "failed", "cancelled", "unfini
 def groups(
     *names: Names,
     seal: Annotated[bool, Parameter(name="--seal", show_default=False)] = False,
+    reopen: Annotated[bool, Parameter(name="--reopen", show_default=False)] = False,
     json_: Json = False,
     service: Service = LOCAL,
 ) -> int:
-    """Show groups of jobs with their progress, or seal some.
+    """Show groups of jobs with their progress, or seal or reopen some.
 
     Without a name it lists all.
     The exit status is 1 if there is no such group.
@@ -37,12 +39,18 @@ def groups(
     Args:
         names: Names of groups.
         seal: All jobs are in: the groups take no more, and are complete when theirs have ended.
+        reopen: Complete groups take jobs again, and have a second callback when sealed and complete again.
         json_: Write a JSON object for each.
     """
+    if seal and reopen:
+        raise ConfigError("give --seal or --reopen, not both")
+    if (seal or reopen) and not names:
+        raise ConfigError("--seal and --reopen need the name of a group")
     if names:
 
         def show(client: Client, name: str) -> None:
-            group = client.seal_group(name) if seal else client.group(name)
+            ask = client.seal_group if seal else client.reopen_group if reopen else client.group
+            group = ask(name)
             write_result(group, group.name, _rows(group), as_json=json_)
 
         return for_each(names, show, service)

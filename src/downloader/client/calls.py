@@ -277,6 +277,10 @@ class Calls:
         """Say that all jobs of a group are in."""
         return self._read(Group, "POST", f"groups/{messages.segment(name)}/seal")
 
+    def reopen_group(self, name: str) -> Steps[Group]:
+        """Let a complete group take jobs again; sealed again, it has a second callback with another id."""
+        return self._read(Group, "POST", f"groups/{messages.segment(name)}/reopen")
+
     def wait_group(self, name: str, *, timeout_s: float | None = None) -> Steps[Group]:
         """Wait until a group is sealed and all its jobs have ended.
 

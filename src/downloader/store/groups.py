@@ -26,6 +26,9 @@ from downloader.wire import Group, GroupPage
 _CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{1,20})")
 """Shard, and cursor of ZSCAN on that shard."""
 
+_DURABLE = frozenset({"seal", "reopen"})
+"""Arguments of `group.lua` for what a client asks for."""
+
 Part = Mapping[str, Any]
 """What a shard has of a group; empty for nothing."""
 
@@ -129,6 +132,26 @@ class GroupStore(StoreReader):
             await self._complete(name)
         return await self.group(name)
 
+    async def reopen_group(self, name: str, callback_id: str) -> Group | None:
+        """Let a complete group take jobs again; complete again, it has a second callback with another id.
+
+        Returns the group, which does not change unless it is complete; `None` for no such group.
+        `callback_id` comes from `new_id` of the name.
+
+        Raises:
+            StoreUnavailable: a shard did not answer. The group may be complete still.
+        """
+        home = self._home(name)
+        [answer] = await self._client.run("group", home, {}, [{"name": name}])
+        part = codec.fields(answer)
+        if "completed" in part:
+            row = {"name": name, "reopen": True, "mark": part.get("sealed", "0"), "id": callback_id}
+            # The shard of the name is the last: once the group is open there, all shards accept its jobs.
+            if others := [shard for shard in range(self._keys.shards) if shard != home]:
+                await self._parts([row], others)
+            await self._parts([row], [home])
+        return await self.group(name)
+
     async def tend_groups(self, due: Mapping[int, Sequence[str]]) -> None:
         """Do what is due for groups of jobs, as `reap` has named them by shard.
 
@@ -143,29 +166,37 @@ class GroupStore(StoreReader):
 
     async def _complete(self, name: str) -> None:
         """Seal a group in all shards of a Cluster, and complete it if none has an unfinished job."""
-        row = {"name": name, "seal": True}
+        home = self._home(name)
+        [answer] = await self._client.run("group", home, {}, [{"name": name}])
+        mark = codec.fields(answer).get("sealed")
+        if mark is None:
+            return
+        row = {"name": name, "seal": True, "mark": mark}
         [parts] = await self._parts([row])
-        if "completed" not in parts[self._home(name)]:
+        if "completed" not in parts[home]:
             if any(part["unfinished"] for part in parts):
                 return
             # Shards answer at different times, and a job that failed may be retried meanwhile. If they all
             # answer the same again, no job was unfinished at the time between.
             if [parts] != await self._parts([row]):
                 return
-            counts = codec.group_counts(parts)
-            await self._client.run("complete", self._home(name), {"name": name, "counts": counts})
+            call = {"name": name, "counts": codec.group_counts(parts), "mark": mark}
+            await self._client.run("complete", home, call)
             failpoint("after-group-complete")
-        await self._parts([{"name": name, "completed": True}])
+        await self._parts([{"name": name, "completed": True, "mark": mark}])
 
-    async def _parts(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[Sequence[Part]]:
-        """Run `group.lua` on all shards; returns for each row what the shards have.
+    async def _parts(
+        self, rows: Sequence[Mapping[str, Any]], shards: Sequence[int] = ()
+    ) -> Sequence[Sequence[Part]]:
+        """Run `group.lua` on shards, without any on all; returns for each row what the shards have.
 
         Raises:
             StoreUnavailable: a shard did not answer.
         """
-        shards = range(self._keys.shards)
+        shards = shards or range(self._keys.shards)
+        durable = not rows[0].keys().isdisjoint(_DURABLE)
         answers = await self._client.ask(
-            shards, lambda shard: self._client.run("group", shard, {}, rows, durable="seal" in rows[0])
+            shards, lambda shard: self._client.run("group", shard, {}, rows, durable=durable)
         )
         if len(answers) < len(shards):
             raise StoreUnavailable("a shard of the store does not answer")

@@ -321,7 +321,8 @@ KEYS = (
         holds=(
             "a group of jobs, as far as they are in the shard: `jobs`, `succeeded`, `failed`, `cancelled`,"
             " `first_at`, `last_at` (ms), `retried` (how many became unfinished again), `sealed` and"
-            " `completed` (since when, ms); in the shard of its name also its callback: `spec` (as `job`),"
+            " `completed` (since when, ms), `reopened` (the `sealed` before it was reopened); in the shard of"
+            " its name also its callback: `spec` (as `job`),"
             " `id`, `callback` (destination), `limit` and `token`; `token_of_quota`, if it counts in `usage`"
         ),
     ),

@@ -139,6 +139,28 @@ async def seal(context: Context, group: str) -> Group:
 
 
 @route(
+    "POST",
+    "/groups/<aggregation:group>/reopen",
+    scope="submit",
+    responses={HTTPStatus.OK: ResponseSpec("The group.", Group)},
+    problems={HTTPStatus.NOT_FOUND: _NO_GROUP, HTTPStatus.CONFLICT: "the group is sealed and not complete"},
+)
+async def reopen(context: Context, group: str) -> Group:
+    """Reopen a complete group.
+
+    It takes jobs again, and retries of its jobs count again. Sealed again, it has a second callback with
+    another `webhook-id`. An open group does not change.
+    """
+    await _visible(context, group)
+    shown = await context.store.reopen_group(group, context.store.new_id(group))
+    if shown is None:
+        raise Refused(_UNKNOWN)
+    if shown.state != "open":
+        raise Refused(_NOT_COMPLETE)
+    return shown
+
+
+@route(
     "DELETE",
     "/groups/<aggregation:group>/jobs",
     scope="submit",
@@ -199,3 +221,7 @@ def _check_name(name: str) -> None:
 _UNKNOWN = Problem(HTTPStatus.NOT_FOUND, "unknown_group", "There is no group of jobs of this name.")
 
 _COMPLETE = Problem(HTTPStatus.CONFLICT, "group_complete", "The group is complete, and its callback is out.")
+
+_NOT_COMPLETE = Problem(
+    HTTPStatus.CONFLICT, "group_not_complete", "The group is sealed, and some of its jobs have not ended."
+)

@@ -1,10 +1,12 @@
--- group: groups of jobs are defined, sealed or described, as far as they are in this shard.
+-- group: groups of jobs are defined, sealed, reopened or described, as far as they are in this shard.
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {}, then per group {name, spec: the job that its callback is sent as, id, callback, limit, token: of that one,
 --         absent: unchanged, seal: that it takes no more jobs, completed: that it is complete, in the shard of its name,
+--         reopen: that a complete one takes jobs again, with `id` for its next callback, mark: `sealed` in the shard of its
+--         name, of the seal that this call is about; absent: of a new one,
 --         quota and token_of_quota: of who asks, as for `submit`; absent: a new group does not count}
--- from    any; a complete group is not changed
+-- from    any; a complete group is only changed by `reopen`
 -- to      the same; with `seal` and no unfinished job in any shard, its callback pending; nothing for a new group that is
 --         too much for the quota
 -- answer  per group: unfinished: how many jobs, callback_state: of a complete group in the shard of its name, '' for none
@@ -25,14 +27,22 @@ for item in items() do
   mend_job_group(name)
   local opens = item.quota and redis.call('EXISTS', record) == 0
   local over = opens and over_quota(item.token_of_quota, item.quota, {groups = 1})
-  local done = over or redis.call('HEXISTS', record, 'completed') == 1
+  -- A call about a seal from before the group was reopened comes late, and changes nothing.
+  local reopened = tonumber(redis.call('HGET', record, 'reopened') or nil) or 0
+  local mark = tonumber(item.mark or nil) or math.max(now, reopened + 1)
+  local done = over or mark <= reopened or redis.call('HEXISTS', record, 'completed') == 1
   if opens and not over then count_job_group(name, item.token_of_quota) end
   if not done and item.spec then
     redis.call('HSETNX', record, 'id', item.id)
     redis.call('HSET', record, 'spec', item.spec, 'callback', item.callback, 'limit', item.limit, 'token', item.token)
   end
-  local newly = not done and item.seal and redis.call('HSETNX', record, 'sealed', now) == 1
-  if not done and item.completed then
+  local newly = not done and item.seal and redis.call('HSETNX', record, 'sealed', mark) == 1
+  if item.reopen and mark > reopened then
+    redis.call('HDEL', record, 'sealed', 'completed')
+    redis.call('HSET', record, 'reopened', mark)
+    if redis.call('HEXISTS', record, 'id') == 1 then redis.call('HSET', record, 'id', item.id) end
+    redis.call('ZADD', key_job_groups(), now + GROUP_IDLE_MS, name)
+  elseif not done and item.completed then
     redis.call('HSET', record, 'completed', now)
     redis.call('DEL', key_members(name))
     redis.call('ZADD', key_job_groups(), now + GROUP_KEPT_MS, name)
