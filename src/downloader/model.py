@@ -18,7 +18,7 @@ from enum import StrEnum
 from http import HTTPStatus
 from operator import attrgetter
 from types import MappingProxyType, NoneType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from downloader.ids import ID_PREFIX_LENGTH
 from downloader.phases import Phases
@@ -422,6 +422,14 @@ class ResponseMetadata:
     """Whether the response was a 304 to the job's own condition, so that there is no file."""
 
 
+class StartRate(NamedTuple):
+    """How fast a process starts downloads of an aggregation, or at a host."""
+
+    per_s: float
+    """0 if none of them was accepted lately."""
+    in_flight: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cooldown:
     """A pause that an origin asked for: the aggregation starts no download for `seconds`."""
@@ -432,6 +440,10 @@ class Cooldown:
     of_host: bool = True
     """Whether the cooldown also applies to the URL's host. False if the aggregation's own proxy asked for it,
     or the origin of a redirect."""
+    had: StartRate | None = None
+    """What this process had of the aggregation. `None`: the pace of the aggregation and the host stays."""
+    host_had: StartRate | None = None
+    """What this process had at the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from downloader.api.routes.aggregations import PAGE
 from downloader.config import ApiSettings, TokenSettings
-from downloader.model import Cooldown, ErrorCode, Kind, Outcome, Verdict
+from downloader.model import Cooldown, ErrorCode, Kind, Outcome, StartRate, Verdict
 from downloader.store import JobStore, Settled, Submission
 from downloader.store.reader import LISTED_AT_ONCE
 from servers.api import Served, Serving
@@ -62,6 +62,7 @@ async def test_an_aggregation_as_it_runs(api: Served) -> None:
         "in_flight": 1,
         "pending": 2,
         "cooling_until": None,
+        "pace": None,
         "cooling_reason": "",
     }
 
@@ -267,11 +268,13 @@ async def test_what_no_job_can_name_is_no_aggregation(api: Served, name: str) ->
 async def test_an_operator_ends_a_cooldown(api: Served) -> None:
     await submit(api.store, count=2, aggr_limit=2)
     [lease] = (await api.store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
-    pause = Cooldown(seconds=600, asked=True)
+    pause = Cooldown(seconds=600, asked=True, had=StartRate(0.4, 1))
     await api.store.settle("me", [tried_again(lease, Outcome(verdict=Verdict.THROTTLED, cooldown=pause), 0)])
-    assert (await shown(api))["cooling_until"]
+    found = await shown(api)
+    assert (found["state"], found["pace"]) == ("cooling", 0.2)
     assert await granted(api.store) == 0
-    assert (await patched(api, cooling=None))["cooling_until"] is None
+    ended = await patched(api, cooling=None)
+    assert (ended["cooling_until"], ended["pace"]) == (None, None)
     assert await granted(api.store) == 2
     refused = await api.client.patch("/aggregations/a", json={"cooling": 5})
     assert (refused.status_code, refused.json()["field"]) == (422, "cooling")

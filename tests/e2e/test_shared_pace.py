@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.slow
 
 PAUSE_S, LIMIT, JOBS = 3, 4, 1000
 RATE, STARTS = 20, 100
+METERED_PER_S, METERED_BURST, METERED_JOBS = 6.0, 6.0, 20
+"""What a site accepts in a second, and at once after an idle time."""
 SLOW, AT_ONCE = "/slow/0.4/10", {"processor": {"concurrency": 7}}
 """One processor alone does not reach the rate, two do."""
 
@@ -77,6 +80,38 @@ async def test_a_429_pauses_its_aggregation_and_no_other(
         say(f"no request for {paused_s:.3f} s, besides {in_flight - 1} in flight; 5 of another meanwhile")
         assert paused_s >= PAUSE_S
         assert asked["/calm"][-1] < asked["/busy"][in_flight], "another aggregation does not wait"
+        await fleet.stop_all()
+
+
+async def test_a_site_that_meters_is_asked_more_slowly_after_the_cooldown(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    refused, accepted = list[float](), list[float]()
+    tokens, filled = METERED_BURST, time.monotonic()
+
+    async def answer(exchange: Exchange) -> None:
+        nonlocal tokens, filled
+        now = time.monotonic()
+        tokens, filled = min(METERED_BURST, tokens + METERED_PER_S * (now - filled)), now
+        (accepted if tokens >= 1 else refused).append(now)
+        if tokens < 1:
+            await exchange.respond(429, headers=[("Retry-After", "1")])
+            return
+        tokens -= 1
+        await exchange.respond(200, b"file")
+
+    url = origin.on("/metered", answer)
+    async with open_fleet(folder, server) as fleet:
+        await fleet.start_all("api", "processor", "processor", "notifier")
+        ids = await post(fleet, [job_for(url, sink.url(), group="metered", limit=8)] * METERED_JOBS)
+        await origin.wait_until(lambda: len(accepted) >= METERED_JOBS - 4, seconds=30)
+        pace = (await fleet.client.get("/aggregations/metered")).json()["pace"]
+        await sink.heard_of(*ids)
+        say(f"{len(refused)} of {len(ids) + len(refused)} requests were refused; pace {pace}")
+        cooldowns = 1 + sum(later - earlier > 0.5 for earlier, later in itertools.pairwise(refused))
+        assert refused
+        assert cooldowns <= 3, "half of the half of what it had is what the site allows, or less"
+        assert 1 <= pace <= 1.2 * METERED_PER_S
         await fleet.stop_all()
 
 

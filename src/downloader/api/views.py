@@ -210,7 +210,7 @@ def _state(row: Aggregation, blocked: str, now: datetime) -> str:
 
 def _waiting(row: Aggregation, left_s: float, blocked: str) -> str:
     """The state of an aggregation with a free slot, whose next job may start in `left_s` seconds."""
-    gap_s = max(1 / row.rate if row.rate else 0, row.delay or 0)
+    gap_s = max(*(1 / rate if rate else 0 for rate in (row.rate, row.pace)), row.delay or 0)
     if blocked and left_s <= gap_s:
         return blocked
     if gap_s and -gap_s - PUNCTUAL_S <= left_s <= gap_s:

@@ -34,6 +34,14 @@ STATES = {
 }
 """What is said of a state; `_state` has the others that are of interest."""
 
+UNITS = {
+    "limit": "",
+    "rate": " starts per second",
+    "delay": " s between starts",
+    "pace": " starts per second, after a cooldown",
+}
+"""What bounds an aggregation, with the unit."""
+
 All = Annotated[bool, Parameter(name="--all", show_default=False)]
 AggrIds = Annotated[str, Parameter(name="AGGREGATION", show_default=False)]
 
@@ -153,6 +161,9 @@ def _state(aggregation: Aggregation) -> str:
         return "paused"
     if aggregation.cooling_until is not None:
         return f"cooling until {local_time(aggregation.cooling_until)}"
+    pace = aggregation.pace
+    if aggregation.state == "at_rate" and pace and pace * (aggregation.delay or 0) < 1:
+        return f"at its pace, {pace:g}/s, after a cooldown"
     return STATES.get(aggregation.state, "")
 
 
@@ -161,7 +172,7 @@ def _rows(aggregation: Aggregation) -> Iterator[tuple[str, str]]:
         yield "state", f"{state} {aggregation.cooling_reason}".rstrip()
     yield "in flight", str(aggregation.in_flight)
     yield "pending", str(aggregation.pending)
-    for name, unit in (("limit", ""), ("rate", " starts per second"), ("delay", " s between starts")):
+    for name, unit in UNITS.items():
         value = getattr(aggregation, name)
         if value is not None:
             value_of_jobs = aggregation.overridden.get(name)

@@ -207,6 +207,9 @@ class ProcessorSettings(Section):
     """Limits of a host for all aggregations together, over the fleet. The name is a host or address,
     `*.example.org` (each name below it) or `*` (each host); the nearest one applies, as a whole. All
     instances need the same table, those of the API too. Not with `redis.cluster`."""
+    pace: Literal["adaptive", "fixed"] = "adaptive"
+    """After a cooldown, `adaptive` starts an aggregation's downloads, and a host's, slowly, and then faster
+    and faster. `fixed`: at once as fast as before."""
     robots: bool = False
     """Whether to obey the robots.txt of each origin, including `Crawl-delay`. All instances need the same
     value, those of the API too. Not with `redis.cluster`."""

@@ -145,6 +145,11 @@ METRICS = (
         help="Aggregations that cool down, of the 500 busiest",
     ),
     Metric(
+        name="downloader_aggregations_paced",
+        type="gauge",
+        help="Aggregations that start downloads more slowly than asked after a cooldown, of the 500 busiest",
+    ),
+    Metric(
         name="downloader_downloads_oldest_due_seconds",
         type="gauge",
         help="How long the oldest download has waited for a slot alone, of the 100 busiest aggregations",

@@ -28,6 +28,7 @@ from downloader.notify import Bulkhead, Deferred, Notifier, send_callback
 from downloader.observe import Counters, Event, SpanKind, Traces, get_logger
 from downloader.scheduler import LeaseEnd, StillOurs, Work, delete_file
 from downloader.service.predecessor import Workers
+from downloader.service.starts import Starts
 from downloader.store import CallbackPlan, Settlement, limit_of_shard
 
 log = get_logger()
@@ -81,6 +82,8 @@ class Downloads:
     workers: Workers = field(default_factory=Workers)
     received: dict[str, int] = field(default_factory=dict)
     """Bytes so far of the running downloads that have received some, by job id."""
+    starts: Starts | None = None
+    """`None` with a fixed pace."""
     log: FilteringBoundLogger = field(default_factory=log.bind)
     """Bound once, because binding a logger for each job takes more CPU than a line that is not printed."""
 
@@ -133,6 +136,8 @@ class Downloads:
                 still_ours=still_ours,
                 on_progress=lambda received, _: self.received.__setitem__(lease.id, received),
             )
+            if self.starts is not None:
+                attempt = partial(self.starts.counted, lease, attempt)
             try:
                 outcome = await (traced_download(self.traces, lease, attempt) if self.traces else attempt())
             finally:

@@ -266,10 +266,13 @@ def _cooldown(outcome: Outcome | None) -> dict[str, Any]:
     """The arguments of `cool_down` in `_lib.lua`."""
     if outcome is None or outcome.cooldown is None:
         return {}
+    cooldown = outcome.cooldown
+    rates = {"had": cooldown.had, "host_had": cooldown.host_had}
     return {
-        "cool_ms": ms(outcome.cooldown.seconds),
-        "asked": outcome.cooldown.asked,
-        "host_too": outcome.cooldown.of_host,
+        "cool_ms": ms(cooldown.seconds),
+        "asked": cooldown.asked,
+        "host_too": cooldown.of_host,
+        **{name: list(rate) for name, rate in rates.items() if rate},
     }
 
 
@@ -549,6 +552,7 @@ def _aggregation(row: Mapping[str, str]) -> AggregationLoad:
         limit=_int(row["limit"]) or 1,
         paused=row["paused"] == "1",
         cooling_until=_moment(row["cooling"]),
+        pace=_number(row.get("pace", "")),
     )
 
 
@@ -569,6 +573,7 @@ def aggregation(flat: Sequence[Any]) -> Aggregation:
         pending=pending,
         cooling_until=_moment(row["cooling"]),
         cooling_reason=row["why"],
+        pace=_number(row["pace"]),
         next_due_at=_moment(row["due"]),
     )
 

@@ -100,9 +100,10 @@ KEYS = (
             "`limit`, `proxy`, `paused` and `token` (that it belongs to) of an aggregation or callback"
             " destination; of an aggregation whose"
             " origin asked for a pause also `cooling` (until when, ms), `cooled` (since when), `cooldowns`"
-            " (how many followed each other) and `why`; `rate` (starts per second), `delay` (s) and"
-            " `started` (the last start that counts, ms); while an operator's limit, rate or delay holds,"
-            " `asked_limit`, `asked_rate` or `asked_delay` has the jobs'"
+            " (how many followed each other), `why` and `pace` (three numbers, see `_pace.lua`); `rate`"
+            " (starts per second), `delay` (s) and `started` (the last start that counts, ms); while an"
+            " operator's limit, rate or delay holds, `asked_limit`, `asked_rate` or `asked_delay`"
+            " has the jobs'"
         ),
     ),
     Key(
@@ -119,7 +120,7 @@ KEYS = (
         ttl="25 h",
         holds=(
             "of a host with limits, as in an aggregation's record: `cooling`, `cooled`, `cooldowns`, `why`,"
-            " `rate`, `delay` and `started`; and `next` (the time for which a start is planned, ms)"
+            " `pace`, `rate`, `delay` and `started`; and `next` (the time for which a start is planned, ms)"
         ),
     ),
     Key(

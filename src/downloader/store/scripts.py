@@ -15,7 +15,7 @@ FAMILY = "downloader_"
 """How the names of all versions' libraries begin."""
 
 _LUA = resources.files("downloader.store").joinpath("lua")
-_SHARED = ("_lib.lua", "_hosts.lua", "_ended.lua", "_wake.lua")
+_SHARED = ("_pace.lua", "_lib.lua", "_hosts.lua", "_ended.lua", "_wake.lua")
 """Files in front of the transitions; each may use what the files before it define. Together they may have 200
 local variables at the level of the file."""
 

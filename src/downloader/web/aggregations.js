@@ -70,6 +70,7 @@ function row() {
     setForeign(name, aggregation.aggr_id);
     const rates = [
       aggregation.rate && aggregation.state !== "at_rate" && `${plain.format(aggregation.rate)}/s at the most`,
+      aggregation.pace && aggregation.state !== "at_rate" && `${plain.format(aggregation.pace)}/s after a cooldown`,
       aggregation.delay && aggregation.state !== "at_rate" && `${plain.format(aggregation.delay)} s between starts`,
     ];
     for (const { word, more } of states) {

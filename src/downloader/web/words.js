@@ -40,13 +40,15 @@ const later = (time) => time && new Date(time) > Date.now();
 
 // How an aggregation is doing: a word, what follows it, and whether it needs attention.
 export function aggregationState(aggregation) {
-  const { state, in_flight, rate, delay, cooling_until, cooling_reason, next_due_at } = aggregation;
+  const { state, in_flight, rate, delay, pace, cooling_until, cooling_reason, next_due_at } = aggregation;
   const due = next_due_at && moment(new Date(next_due_at));
   switch (state) {
     case "paused": return { word: "paused", more: in_flight ? `${plain.format(in_flight)} still in flight` : "", warn: true };
     case "cooling": return { word: `cooling until ${moment(new Date(cooling_until))}`, more: cooling_reason, warn: true };
     case "at_limit": return { word: "running", more: "at its limit" };
-    case "at_rate": return delay > 1 / (rate ?? Infinity) || !rate
+    case "at_rate": if (pace && pace * (delay ?? 0) < 1)
+        return { word: `at its pace, ${plain.format(pace)}/s, after a cooldown`, more: "" };
+      return delay > 1 / (rate ?? Infinity) || !rate
       ? { word: `at its pace, ${plain.format(delay)} s between starts`, more: "" }
       : { word: `at its rate, ${plain.format(rate)}/s`, more: "" };
     case "scheduled": return { word: `waiting until ${due}`, more: "for a retry or a start time" };

@@ -55,7 +55,7 @@ class AggregationChanges(TypedDict, total=False):
     """Seconds between two starts."""
     paused: bool | None
     cooling: None
-    """`null` ends a cooldown; there is no other value."""
+    """`null` ends a cooldown and the pace after it; there is no other value."""
 
 
 class AllAggregations(WireModel):
@@ -79,15 +79,18 @@ class AggregationLoad(WireModel):
     pending: int = 0
     cooling_until: Moment | None = None
     """No download starts until then; `null` outside a cooldown."""
+    pace: float | None = None
+    """After a cooldown, at most this many downloads start in a second, over the fleet; `null` if that is not
+    less than `rate`."""
 
 
 class Aggregation(AggregationLoad):
     """An aggregation that has unfinished downloads, or for which an operator has set something."""
 
     state: AggregationState = ""
-    """`paused`, `cooling`, `at_limit`, `at_rate` (the next start waits for `rate` or `delay`), `running`,
-    `scheduled` (the next job waits for its time), `disk_full` or `no_processor` (no download can start),
-    `ready` (the next job starts with a free slot) or `idle`."""
+    """`paused`, `cooling`, `at_limit`, `at_rate` (the next start waits for `rate`, `delay` or `pace`),
+    `running`, `scheduled` (the next job waits for its time), `disk_full` or `no_processor` (no download can
+    start), `ready` (the next job starts with a free slot) or `idle`."""
     rate: float | None = None
     """At most this many downloads start in a second, over the fleet."""
     delay: float | None = None

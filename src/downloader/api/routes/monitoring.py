@@ -199,6 +199,7 @@ def gauge_values(
             if tasks.next_ms is not None
         },
         "downloader_aggregations_cooling": {(): cooling(load.aggregations)},
+        "downloader_aggregations_paced": {(): sum(row.pace is not None for row in load.aggregations)},
         "downloader_downloads_oldest_due_seconds": {(): max(0, waits_s)},
         "downloader_callbacks_oldest_due_seconds": {(): max(0, overdue_s)},
         "downloader_callbacks_failed": {(): backlog.failed_callbacks},

@@ -105,10 +105,10 @@ end
 -- many downloads of the group are parked, also returns the time before which the group starts no task.
 local function enter_host(host, id, group, due, spec)
   local limits, visits, record, parked = limits_of(host), key_visits(host), key_host(host), key_parked(host, group)
-  local pace = redis.call('HMGET', record, unpack(GATE))
-  pace[2] = limits.rate
-  pace[3] = math.max(limits.delay or 0, tonumber(redis.call('GET', key_crawl(host)) or '0'))
-  local from = math.ceil(opens(unpack(pace, 1, 4)))
+  local gate = redis.call('HMGET', record, unpack(GATE))
+  gate[2] = limits.rate or false
+  gate[3] = math.max(limits.delay or 0, tonumber(redis.call('GET', key_crawl(host)) or '0'))
+  local from = math.ceil(opens(unpack(gate)))
   -- Remove the places of dead instances.
   redis.call('ZREMRANGEBYSCORE', visits, '-inf', now)
   local free = not limits.limit or redis.call('ZCARD', visits) < limits.limit
@@ -117,9 +117,9 @@ local function enter_host(host, id, group, due, spec)
       redis.call('ZREM', key_waiting(host), group)
     end
     redis.call('ZADD', visits, now + call.lease_ms, id)
-    if gap_of(pace[2], pace[3]) > 0 then
-      redis.call('HSET', record, 'rate', pace[2] or '', 'delay', pace[3])
-      note_start(record, due, spec, unpack(pace, 1, 4))
+    if gap_of(gate[2], gate[3], gate[5]) > 0 then
+      redis.call('HSET', record, 'rate', gate[2] or '', 'delay', gate[3])
+      note_start(record, due, spec, unpack(gate))
       redis.call('PEXPIRE', record, HOST_TTL_MS)
       if not limits.limit or redis.call('ZCARD', visits) < limits.limit then call_next(host) end
     end

@@ -1,5 +1,5 @@
--- Shared by all transitions, behind `base` and the key functions. `_hosts.lua`, `_ended.lua` and `_wake.lua` follow, and
--- behind them the transitions, each as a function that calls `begin` first.
+-- Shared by all transitions, behind `base`, the key functions and `_pace.lua`. `_hosts.lua`, `_ended.lua` and `_wake.lua`
+-- follow, and behind them the transitions, each as a function that calls `begin` first.
 --
 -- Time is the server's, in ms, the same for the whole script. Numbers from Redis are strings: `tonumber`
 -- before every comparison. Expected refusals are values, never errors.
@@ -218,11 +218,13 @@ local MAX_GAP_MS = 24 * 3600 * 1000
 local CATCH_UP_MS = 1000
 
 -- Fields of a group's record that decide when the next task may start: after the cooldown, and a gap after `started`.
-local GATE = {'cooling', 'rate', 'delay', 'started'}
+local GATE = {'cooling', 'rate', 'delay', 'started', 'pace'}
 
 -- The gap: least ms between two starts, perhaps with a fraction.
-local function gap_of(rate, delay)
+local function gap_of(rate, delay, pace)
   local per_s = tonumber(rate or nil)
+  local paced = pace and pace_at(pace, now)
+  if paced then per_s = math.min(paced, per_s or paced) end
   return math.max(per_s and math.min(1000 / per_s, MAX_GAP_MS) or 0, (tonumber(delay or nil) or 0) * 1000)
 end
 
@@ -231,21 +233,28 @@ local MAX_COOLDOWN_MS = 3600 * 1000
 
 -- The time (ms, perhaps with a fraction) before which a group starts no task, from the values of GATE. A value too far in
 -- the future is ignored: it can only come from a server clock that was set back.
-local function opens(cooling, rate, delay, started)
+local function opens(cooling, rate, delay, started, pace)
   local cools, last = tonumber(cooling or nil) or 0, tonumber(started or nil)
   if cools > now + MAX_COOLDOWN_MS then cools = 0 end
   if not last or last > now + CATCH_UP_MS then return cools end
-  return math.max(cools, last + gap_of(rate, delay))
+  return math.max(cools, last + gap_of(rate, delay, pace))
 end
 
 -- Notes the start of a task that was due at `due`, for the rate and the delay. If the task was due before the planned
 -- time and is at most `CATCH_UP_MS` late, the next gap begins at the planned time, else now. With a `delay`, which is
 -- a minimum, the gap always begins now. A job past its deadline sends no request, so it does not count as a start.
-local function note_start(record, due, spec, cooling, rate, delay, started)
-  if gap_of(rate, delay) == 0 or (tonumber(decoded(spec).deadline) or math.huge) <= now then return end
-  local planned = opens(cooling, rate, delay, started)
+local function note_start(record, due, spec, cooling, rate, delay, started, pace)
+  if gap_of(rate, delay, pace) == 0 or (tonumber(decoded(spec).deadline) or math.huge) <= now then return end
+  local planned = opens(cooling, rate, delay, started, pace)
   local late = gap_of(nil, delay) == 0 and due <= planned and now - planned <= CATCH_UP_MS
-  redis.call('HSET', record, 'started', string.format('%.3f', late and planned or now))
+  redis.call('HSET', record, 'started', string.format('%.3f', late and planned or now),
+    unpack(pace and {'pace', pace_with_start(pace, now)} or {}))
+end
+
+-- The pace of a group or host for its display, from the values of GATE; '' if there is none below its rate.
+local function pace_shown(cooling, rate, delay, started, pace)
+  local per_s = pace and pace_at(pace, now)
+  return per_s and per_s < (tonumber(rate or nil) or math.huge) and string.format('%.3g', per_s) or ''
 end
 
 -- Jobs with a priority above 0 are also in `urgent`, with a score of priority and due time: scores of priority 9 begin at
@@ -345,8 +354,11 @@ local function belong(record, token, counted)
   end
 end
 
--- Deletes the record of a group without tasks, except for an operator's values, a cooldown and the last start: the rate
--- also bounds jobs that are submitted one after the other.
+-- How long the pace of an aggregation without tasks is kept. By then it has reached nearly any rate.
+local PACE_KEPT_MS = 2 * 3600 * 1000
+
+-- Deletes the record of a group without tasks, except for an operator's values, a cooldown, the last start and the pace:
+-- they also bound jobs that are submitted one after the other.
 local function forget(kind, group)
   local record, ends = key_group(kind, group), 0
   if kind == 'download' then
@@ -355,6 +367,7 @@ local function forget(kind, group)
     if fields[2] then count_usage(fields[1], {aggregations = -1}) end
     if keep_adjusted(record, group) then return end
     ends = opens(unpack(fields, 3))
+    if pace_shown(unpack(fields, 3)) ~= '' then ends = math.max(ends, now + PACE_KEPT_MS) end
   end
   if ends > now then
     redis.call('HDEL', record, 'limit', 'proxy', 'rate', 'delay', 'token', 'counted')
@@ -423,7 +436,7 @@ local function describe_aggregation(group)
   end
   return {
     'name', group, 'score', score, 'proxy', fields[1] or '', 'paused', fields[2] == '1' and '1' or '',
-    'cooling', cools and fields[4] or '', 'why', cools and fields[3] or '',
+    'cooling', cools and fields[4] or '', 'why', cools and fields[3] or '', 'pace', pace_shown(unpack(fields, 4)),
     'due', waits and string.format('%.0f', math.ceil(math.max(tonumber(first), opens(unpack(fields, 4))))) or '',
     'values', values, 'asked', asked,
   }
@@ -487,13 +500,18 @@ end
 -- How long a host's record is kept: longer than any cooldown and any gap.
 local HOST_TTL_MS = MAX_GAP_MS + 3600 * 1000
 
--- Begins a cooldown in the record of a group or host. `began`: when the download that was throttled began.
-local function begin_cooldown(record, began, item)
-  local fields = redis.call('HMGET', record, 'cooling', 'cooled', 'cooldowns')
+-- Begins a cooldown in the record of a group or host. `began`: when the download that was throttled began. `had`: how many
+-- downloads per second the reporting instance has started there, and how many it runs; absent: the pace stays as it is.
+-- `running`: how many run there in the fleet, in which those of other instances are assumed to start as often.
+local function begin_cooldown(record, began, item, had, running)
+  local fields = redis.call('HMGET', record, 'cooling', 'cooled', 'cooldowns', 'rate', 'pace')
   local ends, begun, count = tonumber(fields[1] or '0'), tonumber(fields[2] or '0'), tonumber(fields[3] or '0')
   if began > begun then
     if now >= 2 * ends - begun then count = 0 end
     begun, count = now, count + 1
+    local per_s = had and had[1] * math.max(1, running / math.max(1, had[2]))
+    local pace = per_s and pace_after_refusal(fields[5], began, now, tonumber(fields[4] or nil), per_s)
+    if pace then redis.call('HSET', record, 'pace', pace) end
   end
   local length = item.asked and item.cool_ms or item.cool_ms * 2 ^ (count - 1)
   redis.call('HSET', record, 'cooling', math.max(ends, now + math.floor(math.min(length, MAX_COOLDOWN_MS))),
@@ -502,7 +520,7 @@ end
 
 -- Begins a cooldown of an aggregation after a download was throttled, and of the host if the download has a place there.
 -- `item` has cool_ms (absent: no cooldown), asked (whether the origin gave the length), host_too (false: the pause was
--- not asked for by the host of the job's URL) and error.
+-- not asked for by the host of the job's URL), error, and `had` and `host_had` (see `begin_cooldown`).
 --
 -- If the origin gave no length, the length doubles with each successive cooldown. A cooldown is successive if the time
 -- since the end of the last one is shorter than the last one was. A download that began before the last cooldown belongs
@@ -510,9 +528,10 @@ end
 local function cool_down(id, group, host, item)
   if not item.cool_ms then return end
   local began = tonumber(redis.call('HGET', key_task('download', id), 'started') or nil) or now
-  begin_cooldown(key_group('download', group), began, item)
+  -- The download itself has left already.
+  begin_cooldown(key_group('download', group), began, item, item.had, redis.call('SCARD', key_running('download', group)) + 1)
   if host and item.host_too ~= false then
-    begin_cooldown(key_host(host), began, item)
+    begin_cooldown(key_host(host), began, item, item.host_had, redis.call('ZCARD', key_visits(host)))
     redis.call('PEXPIRE', key_host(host), HOST_TTL_MS)
   end
   add_to('download', id, 'throttled', 1)

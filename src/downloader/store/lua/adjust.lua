@@ -2,7 +2,7 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {group, limit, rate and delay: a value, '' to go back to what the jobs ask for, absent: unchanged,
---         paused: '1', '', absent: unchanged, cooling: '' to end a cooldown, absent: unchanged}
+--         paused: '1', '', absent: unchanged, cooling: '' to end a cooldown and the pace after it, absent: unchanged}
 -- from    any
 -- to      the same
 -- answer  `describe_aggregation`; nothing for an aggregation without work for which nothing is set
@@ -33,7 +33,7 @@ if call.paused == '' then
 elseif call.paused then
   redis.call('HSET', record, 'paused', call.paused)
 end
-if call.cooling then redis.call('HDEL', record, 'cooling', 'cooled', 'cooldowns', 'why') end
+if call.cooling then redis.call('HDEL', record, 'cooling', 'cooled', 'cooldowns', 'why', 'pace') end
 local answer = describe_aggregation(group)
 touch('download', group)
 place_touched()

@@ -6,7 +6,7 @@
 --         none, callback: its group or '', limit: of that group, token: of the job, absent: none, counted: the token
 --         if the job counts against its quota, keep_ms: how long a job without a callback is kept, record: see
 --         `end_job`, for a success without callback, job_group: of the job, absent: none, phases: of the attempt, absent: not
---         kept, cool_ms, asked, host_too: see `cool_down`, absent: no cooldown}
+--         kept, and what `cool_down` needs}
 -- from    download running, this owner and generation
 -- to      download succeeded | failed, and callback pending where there is one
 -- answer  per result: 'done' | 'lease_lost' | 'cancelled'

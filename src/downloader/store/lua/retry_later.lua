@@ -2,8 +2,8 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner}, then per lease {id, generation, delay_ms, error, code, status, attempts: '1' if it
---         counts, else '0', cool_ms, asked, host_too: see `cool_down`, absent: no cooldown, slow: as in
---         `close_callback`, phases: of a download, absent: not known}
+--         counts, else '0', slow: as in `close_callback`, phases: of a download, absent: not known, and what `cool_down`
+--         needs}
 -- from    running, this owner and generation
 -- to      pending
 -- answer  per lease: 'done' | 'lease_lost' | 'cancelled'

@@ -1,0 +1,95 @@
+"""How fast this process starts downloads, measured for the pace after a cooldown (`docs/design/pace.md`)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+import trio
+
+from downloader.model import Lease, Outcome, StartRate
+
+WINDOW_S = 60.0
+"""Starts of about the last so many seconds count."""
+
+SHORTEST_S = 2.0
+"""Starts are taken to be spread over this time at least: the first ones come all at once."""
+
+FORGET_AT = 1000
+"""With so many names, those without a recent start are forgotten."""
+
+
+class _Count:
+    __slots__ = ("accepted_at", "in_flight", "last", "since", "starts")
+
+    def __init__(self, now: float) -> None:
+        self.since = self.last = now
+        self.starts = 0.0
+        self.in_flight = 0
+        self.accepted_at = -WINDOW_S
+
+
+class Starts:
+    """Counts starts by aggregation and, where hosts have limits, by host."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str], _Count] = {}
+        self._forget_at = FORGET_AT
+
+    @property
+    def names(self) -> int:
+        """How many are counted."""
+        return len(self._counts)
+
+    async def counted(self, lease: Lease, attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Make an attempt, and add the rates of its aggregation and host to its cooldown, if any."""
+        counts = [self._begin(name) for name in _names(lease)]
+        try:
+            outcome = await attempt()
+            if outcome.cooldown:
+                had, *of_host = (self._rate(count) for count in counts)
+                cooldown = replace(outcome.cooldown, had=had, host_had=of_host[0] if of_host else None)
+                return replace(outcome, cooldown=cooldown)
+            if outcome.response_code:
+                for count in counts:
+                    count.accepted_at = trio.current_time()
+            return outcome
+        finally:
+            for count in counts:
+                count.in_flight -= 1
+
+    def _begin(self, name: tuple[str, str]) -> _Count:
+        now = trio.current_time()
+        count = self._counts.get(name)
+        if count is None:
+            self._forget(now)
+            count = self._counts[name] = _Count(now)
+        elif now - count.last > WINDOW_S:
+            count.since, count.starts = now, 0
+        elif now - count.since > WINDOW_S:
+            count.starts *= WINDOW_S / 2 / (now - count.since)
+            count.since = now - WINDOW_S / 2
+        count.last = now
+        count.starts += 1
+        count.in_flight += 1
+        return count
+
+    def _rate(self, count: _Count) -> StartRate:
+        now = trio.current_time()
+        per_s = count.starts / max(SHORTEST_S, now - count.since)
+        return StartRate(per_s if now - count.accepted_at < WINDOW_S else 0, count.in_flight)
+
+    def _forget(self, now: float) -> None:
+        if len(self._counts) < self._forget_at:
+            return
+        self._counts = {
+            name: count
+            for name, count in self._counts.items()
+            if count.in_flight or now - count.last <= WINDOW_S
+        }
+        self._forget_at = max(FORGET_AT, 2 * len(self._counts))
+
+
+def _names(lease: Lease) -> Sequence[tuple[str, str]]:
+    group, host = ("group", lease.group), lease.spec.host
+    return (group, ("host", host)) if host else (group,)
