@@ -183,11 +183,15 @@ class Expected:
 
     def forget_empty_groups(self) -> None:
         for kind, group in list(self.limits):
-            kept = kind is Kind.DOWNLOAD and self.pace[group].set_by_operator
-            if not kept and not self.running(kind, group) and not self.due(kind, group):
-                del self.limits[kind, group]
-                if kind is Kind.DOWNLOAD:
-                    self.pace.pop(group, None)
+            if self.running(kind, group) or self.due(kind, group):
+                continue
+            if kind is Kind.DOWNLOAD and (pace := self.pace[group]).set_by_operator:
+                if not pace.adjusted:
+                    self.limits[kind, group] = 1
+                continue
+            del self.limits[kind, group]
+            if kind is Kind.DOWNLOAD:
+                self.pace.pop(group, None)
 
     def give(self, kind: Kind, owner: str, count: int, given: list[tuple[str, int]]) -> None:
         """Check what an instance got, and note the leases."""

@@ -265,6 +265,19 @@ async def test_a_cooldown_outlasts_the_last_job(raw: RawStore, store: JobStore, 
     assert await ttl_ms(raw, store) == -2, "nothing has to wait any more"
 
 
+async def test_what_an_operator_has_set_keeps_nothing_that_jobs_asked_for(
+    store: JobStore, clock: StoreClock
+) -> None:
+    await submit(store, "a", 1, aggr_delay=1)
+    await store.adjust("a", {"limit": 5})
+    [lease] = await take(store)
+    await store.settle("me", [downloaded(lease, DONE, None, 60)])
+    await submit(store, "a", 1)
+    found = await store.aggregation("a")
+    assert found is not None
+    assert (found.limit, found.delay) == (5, None)
+
+
 async def test_jobs_that_come_one_by_one_keep_the_delay(store: JobStore, clock: StoreClock) -> None:
     taken = []
     for _ in range(4):

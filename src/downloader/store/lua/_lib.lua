@@ -302,16 +302,18 @@ local ADJUSTABLE = {'limit', 'rate', 'delay'}
 -- Keeps the record of an aggregation without tasks if an operator has set a value, but removes the values from its jobs.
 -- Returns whether the record was kept.
 local function keep_adjusted(record, group)
-  local kept = redis.call('HGET', record, 'paused') == '1'
+  local kept, theirs = redis.call('HGET', record, 'paused') == '1', {'proxy', 'token', 'counted'}
   for _, name in ipairs(ADJUSTABLE) do
     local asked = 'asked_' .. name
     if redis.call('HEXISTS', record, asked) == 1 then
       redis.call('HSET', record, asked, '')
       kept = true
+    else
+      theirs[#theirs + 1] = name
     end
   end
   if kept then
-    redis.call('HDEL', record, 'proxy', 'token', 'counted')
+    redis.call('HDEL', record, unpack(theirs))
     redis.call('PERSIST', record)
     redis.call('ZADD', key_groups('download'), 0, group)
   end
