@@ -27,7 +27,7 @@ from downloader.store import (
 )
 from servers.jobs import downloaded, handed_back, spec_for
 from servers.valkey import Valkey
-from servers.valkey_groups import open_cluster
+from servers.valkey_groups import SlotMove, open_cluster
 
 pytestmark = [
     pytest.mark.slow,
@@ -177,6 +177,39 @@ async def test_f22_the_other_shards_go_on(cluster: Cluster, how: str) -> None:
         view = await store.get(lease.id)
         assert view is not None
         assert (view.download.state, view.download.attempts, view.download.crashes) == (State.SUCCEEDED, 1, 0)
+
+
+async def test_f22_a_process_starts_while_the_node_of_its_url_is_away(cluster: Cluster) -> None:
+    seed, other = cluster.nodes[1:]
+    gone = await cluster.shards_of(seed)
+    assert 0 not in gone, "its shard is asked at the start"
+    halt(seed, "killed")
+    url, nodes = f"redis://127.0.0.1:{seed.port}", [f"127.0.0.1:{other.port}"]
+    async with open_store(cluster.settings.model_copy(update={"url": url, "nodes": nodes})) as store:
+        specs = cluster.specs()
+        answers = await submit_all(store, specs)
+    accepted = {shard for shard, (why, _) in zip(specs, answers, strict=True) if why is Accepted.NEW}
+    assert accepted == set(range(CLUSTER_SHARDS)) - gone
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_f22_a_slot_moves_to_another_node(cluster: Cluster, at_once: bool) -> None:  # noqa: FBT001
+    """What is leased goes on. While its keys are moved one by one, the shard takes no call."""
+    specs = cluster.specs()
+    await submit_all(cluster.store, specs)
+    [held] = [lease for lease in await cluster.lease_all() if lease.id == specs[0].id]
+    move = SlotMove(cluster.nodes, Keys(cluster.settings.key_prefix, CLUSTER_SHARDS).key(0, "layout"))
+    if at_once:
+        await trio.to_thread.run_sync(move.at_once)
+    else:
+        await trio.to_thread.run_sync(move.begin)
+        with pytest.raises(StoreUnavailable):
+            await cluster.store.get(held.id)
+        assert await cluster.store.renew(Kind.DOWNLOAD, OWNER, [held], 60) == [Settled.UNKNOWN]
+        await trio.to_thread.run_sync(move.finish)
+    assert await cluster.store.sweep(Kind.DOWNLOAD) == []
+    assert await cluster.store.renew(Kind.DOWNLOAD, OWNER, [held], 60) == [Settled.DONE]
+    assert await cluster.store.settle(OWNER, [downloaded(held, DONE, None, 60.0)]) == [Settled.DONE]
 
 
 async def test_f22_a_lease_that_a_silent_shard_gave_is_given_again(cluster: Cluster) -> None:

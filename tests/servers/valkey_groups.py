@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -142,3 +142,42 @@ def is_replicated(primary: redis.Redis) -> bool:
     """Whether a replica is in step."""
     info: dict[str, Any] = primary.info("replication")
     return bool(info.get("slave0", {}).get("state") == "online")
+
+
+@dataclass
+class SlotMove:
+    """The slot of a key goes to another primary of a Cluster."""
+
+    nodes: Sequence[Valkey]
+    key: str
+
+    def __post_init__(self) -> None:
+        clients = [redis.Redis(port=node.port, decode_responses=True) for node in self.nodes]
+        self._slot: int = clients[0].execute_command("CLUSTER", "KEYSLOT", self.key)
+        index = self._slot // -(-SLOTS // len(clients))
+        self._source, self._target = clients[index], clients[index - 1]
+        self._port = self.nodes[index - 1].port
+        self._ids = [client.execute_command("CLUSTER", "MYID") for client in (self._source, self._target)]
+
+    def at_once(self) -> None:
+        self._source.execute_command(
+            "CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", self._slot, self._slot, "NODE", self._ids[1]
+        )
+        until(lambda: self._slot_is_at(self._source, self._port), "a migration")
+
+    def begin(self) -> None:
+        self._set(self._target, "IMPORTING", self._ids[0])
+        self._set(self._source, "MIGRATING", self._ids[1])
+
+    def finish(self) -> None:
+        while keys := self._source.execute_command("CLUSTER", "GETKEYSINSLOT", self._slot, 100):
+            self._source.execute_command("MIGRATE", "127.0.0.1", self._port, "", 0, 5000, "KEYS", *keys)
+        for client in (self._target, self._source):
+            self._set(client, "NODE", self._ids[1])
+
+    def _set(self, client: redis.Redis, state: str, node: str) -> None:
+        client.execute_command("CLUSTER", "SETSLOT", self._slot, state, node)
+
+    def _slot_is_at(self, client: redis.Redis, port: int) -> bool:
+        rows = client.execute_command("CLUSTER", "SLOTS")
+        return any(first <= self._slot <= last and node[1] == port for first, last, node, *_ in rows)

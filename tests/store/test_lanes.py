@@ -81,7 +81,7 @@ async def test_asyncio_s_error_of_a_lost_connection_is_no_answer(
     async def call(_: object) -> None:
         raise TypeError(text)
 
-    servers = Servers(object(), cast("Any", None), timeout_s=9)
+    servers = Servers([object()], cast("Any", None), timeout_s=9)
     async with asyncio_loop():
         with pytest.raises(expected):
             await servers.run(0, call)

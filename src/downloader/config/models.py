@@ -70,6 +70,8 @@ class RedisSettings(Section):
     """The Sentinels to ask for the primary."""
     cluster: bool = False
     """Whether `url` is the URL of a node of a Cluster."""
+    nodes: list[HostPort] = Field(default_factory=list)
+    """`host:port` of further nodes of the Cluster, one of which is asked while that of `url` is away."""
     key_prefix: str = Field(default="downloader", pattern=r"^[A-Za-z0-9_.:-]{1,64}$")
     """The beginning of each key, so that several services can share one Redis."""
     durability: Literal["memory", "aof", "replicated"] = "memory"
@@ -99,6 +101,8 @@ class RedisSettings(Section):
     def _rules(self) -> Self:
         if self.sentinel is not None and self.cluster:
             raise ValueError("sentinel and cluster exclude each other")
+        if self.nodes and not self.cluster:
+            raise ValueError("nodes are for a cluster")
         if self.cluster and self.durability != "memory":
             # WAIT and WAITAOF have no key, so a cluster client cannot send them to the right node.
             raise ValueError(f"durability {self.durability!r} is not available together with cluster")

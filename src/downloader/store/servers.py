@@ -147,17 +147,23 @@ class Servers:
     redis-py's own client for a Cluster is not used. When a node fails, that client stops all calls without a
     time limit until a random node has answered with the topology, and then opens all connections again. So a
     dead node and a frozen node block the calls to all nodes. Here a call goes to the server that had the
-    shard (which is one slot) last, or to the seed, and follows MOVED. It does not follow ASK: while the keys
-    of a slot are on two nodes, a script would not see the keys on the other node.
+    shard (which is one slot) last, or to the seeds in turn, and follows MOVED. It does not follow ASK: while
+    the keys of a slot are on two nodes, a script would not see the keys on the other node.
 
-    `seed` is the client of the configured server. `open_node` opens a client for a host (empty: the seed's)
-    and a port. `sentinel`, which tells the seed the address of the primary, is closed with the clients.
+    `seeds` are the clients of the configured servers. `open_node` opens a client for a host (empty: the
+    seeds') and a port. `sentinel`, which tells the seed the address of the primary, is closed with the
+    clients.
     """
 
     def __init__(
-        self, seed: Any, open_node: Callable[[str, int], Any], *, timeout_s: float, sentinel: Any = None
+        self,
+        seeds: Sequence[Any],
+        open_node: Callable[[str, int], Any],
+        *,
+        timeout_s: float,
+        sentinel: Any = None,
     ) -> None:
-        self._seed = seed
+        self._seeds = seeds
         self._sentinel = sentinel
         self._open_node = open_node
         self._timeout_s = timeout_s
@@ -171,7 +177,11 @@ class Servers:
         Raises:
             StoreUnavailable, StoreRefused: see `as_store_error`; `NoAnswer` after the time limit.
         """
-        return await self._bounded(partial(self._follow, shard, self._of_shard.get(shard, self._seed), call))
+        *others, last = [self._of_shard[shard]] if shard in self._of_shard else self._seeds
+        for client in others:
+            with suppress(NoAnswer):
+                return await self._bounded(partial(self._follow, shard, client, call))
+        return await self._bounded(partial(self._follow, shard, last, call))
 
     async def find(self, shard: int, call: Call[T]) -> T:
         """Make a call for a shard at a random server: a replica may have replaced the last server."""
@@ -227,10 +237,10 @@ class Servers:
 
     def _any(self) -> Any:
         """A client, at random."""
-        return random.choice([self._seed, *self._nodes.values()])  # noqa: S311  # no secret
+        return random.choice([*self._seeds, *self._nodes.values()])  # noqa: S311  # no secret
 
     async def _close_all(self) -> None:
-        for client in (self._seed, *self._nodes.values()):
+        for client in (*self._seeds, *self._nodes.values()):
             await client.aclose()
         if self._sentinel is not None:
             await self._sentinel.aclose()
@@ -239,7 +249,7 @@ class Servers:
         moves = 0
         while True:
             try:
-                return await call(client)
+                result = await call(client)
             except exceptions.MovedError as error:
                 address = error.host, error.port
                 client = self._nodes.get(address)
@@ -255,6 +265,9 @@ class Servers:
                 moves += 1
                 if moves > 1:
                     raise
+            else:
+                self._of_shard[shard] = client
+                return result
 
 
 async def _next_message(pubsub: Any, timeout_s: float) -> tuple[str, str | None]:
@@ -417,7 +430,8 @@ def servers_for(settings: RedisSettings) -> Servers:
     try:
         if settings.sentinel is None:
             seed = aioredis.Redis.from_url(settings.url, **options)
-            return Servers(seed, open_node, timeout_s=settings.timeout)
+            others = [open_node(*_host_port(node)) for node in settings.nodes]
+            return Servers([seed, *others], open_node, timeout_s=settings.timeout)
         password = settings.sentinel.password
         sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has not annotated it
             [_host_port(node) for node in settings.sentinel.nodes],
@@ -429,7 +443,7 @@ def servers_for(settings: RedisSettings) -> Servers:
             **(_url_options(settings.url) | options),
         )
         seed = sentinel.master_for(settings.sentinel.master)
-        return Servers(seed, open_node, timeout_s=settings.timeout, sentinel=sentinel)
+        return Servers([seed], open_node, timeout_s=settings.timeout, sentinel=sentinel)
     except (ValueError, exceptions.RedisError) as error:
         raise ConfigError(f"redis.url: {error}") from error
 
