@@ -190,8 +190,8 @@ class Expected:
                     self.limits[kind, group] = 1
                 continue
             del self.limits[kind, group]
-            if kind is Kind.DOWNLOAD:
-                self.pace.pop(group, None)
+            if kind is Kind.DOWNLOAD and (former := self.pace.pop(group)).opens() > self.now_ms:
+                self.pace[group] = Pace(cooling=former.cooling, started=former.started)
 
     def give(self, kind: Kind, owner: str, count: int, given: list[tuple[str, int]]) -> None:
         """Check what an instance got, and note the leases."""

@@ -183,17 +183,18 @@ async def test_a_cancelled_job_has_ended(store: JobStore, plan: CallbackPlan | N
 
 
 async def test_a_retried_job_counts_as_unfinished_until_the_group_is_complete(store: JobStore) -> None:
-    spec = await submitted(store, group="g", **NO_CALLBACK)
-    await submitted(store, group="g", **NO_CALLBACK)
-    await store.settle("me", [downloaded(await leased(store), NO, None, 60)])
+    for _ in range(2):
+        await submitted(store, group="g", **NO_CALLBACK)
+    first = await leased(store)
+    await store.settle("me", [downloaded(first, NO, None, 60)])
     await store.seal_group("g")
-    assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
+    assert await store.retry(first.id, download=True, limit=4) is Changed.DONE
     assert counts(await group_of(store)) == {"jobs": 2, "unfinished": 2}
     for _ in range(2):
         await ended(store, NO)
     assert counts(await group_of(store)) == {"jobs": 2, "failed": 2}
     assert (await group_of(store)).state == "complete"
-    assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
+    assert await store.retry(first.id, download=True, limit=4) is Changed.DONE
     await ended(store)
     assert counts(await group_of(store)) == {"jobs": 2, "failed": 2}
 
