@@ -353,7 +353,7 @@ class Bucket:
             stored = obstore.get(self.store, key, options={"head": True})
         except FileNotFoundError:  # deleted meanwhile
             return False
-        return stored.meta["size"] == body.size and stored.attributes.get(_SHA256) == body.sha256
+        return bool(stored.meta["size"] == body.size and stored.attributes.get(_SHA256) == body.sha256)
 
     def _attributes(self, body: Body) -> dict[str, str]:
         marks = {_SHA256: body.sha256} if body.key_exists == "fail" else {}

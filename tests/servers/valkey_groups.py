@@ -152,7 +152,7 @@ class SlotMove:
     key: str
 
     def __post_init__(self) -> None:
-        clients = [redis.Redis(port=node.port, decode_responses=True) for node in self.nodes]
+        clients: list[Any] = [redis.Redis(port=node.port, decode_responses=True) for node in self.nodes]
         self._slot: int = clients[0].execute_command("CLUSTER", "KEYSLOT", self.key)
         index = self._slot // -(-SLOTS // len(clients))
         self._source, self._target = clients[index], clients[index - 1]
@@ -175,9 +175,9 @@ class SlotMove:
         for client in (self._target, self._source):
             self._set(client, "NODE", self._ids[1])
 
-    def _set(self, client: redis.Redis, state: str, node: str) -> None:
+    def _set(self, client: Any, state: str, node: str) -> None:
         client.execute_command("CLUSTER", "SETSLOT", self._slot, state, node)
 
-    def _slot_is_at(self, client: redis.Redis, port: int) -> bool:
+    def _slot_is_at(self, client: Any, port: int) -> bool:
         rows = client.execute_command("CLUSTER", "SLOTS")
         return any(first <= self._slot <= last and node[1] == port for first, last, node, *_ in rows)
