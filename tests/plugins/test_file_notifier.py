@@ -16,13 +16,10 @@ import trio
 from downloader.errors import PluginError
 from downloader.notify import Delivered, Host, Notifier, Payload, Rejected, RetryLater
 from downloader.storage import Body, Storage, StorageRefused, StoredFile
-from downloader.testing import Fault, NotifierContract, NotifierPeer, TcpProxy, open_tcp_proxy
+from downloader.testing import Fault, NotifierContract, NotifierPeer
 from downloader_plugins.file_notifier import open_file_notifier
 from downloader_plugins.filesystem import open_filesystem
-from downloader_plugins.s3 import open_s3
-from servers.aws import REGION, Moto
 from servers.plugins import bare_host, opened_storage
-from servers.s3 import new_bucket
 
 PAYLOAD = Payload(job_id="6QEywYsd0jrKAg", aggr_id="example.org", body=b'{"success":true}')
 
@@ -192,62 +189,3 @@ class TestStorageNotifier(NotifierContract):
     async def peer(self) -> AsyncIterator[NotifierPeer]:
         async with opened_storage(open_filesystem, {"rootdir": str(self.root)}) as storage:
             yield FolderPeer(self.root, storage, {}, {"bucket": "x"})
-
-
-@dataclass
-class S3Peer(NotifierPeer):
-    moto: Moto
-    proxy: TcpProxy
-    bucket: str
-    storage: Storage
-    section: Mapping[str, Any]
-    bad_section: Mapping[str, Any]
-
-    def open(self, section: Mapping[str, Any], host: Host) -> AbstractAsyncContextManager[Notifier]:
-        return open_file_notifier(section, replace(host, storage=self.storage))
-
-    def destination(self) -> str:
-        return f"callbacks/{secrets.token_hex(4)}"
-
-    def rejected_destination(self) -> str:
-        return "../elsewhere"
-
-    @asynccontextmanager
-    async def failing(self, fault: Fault) -> AsyncIterator[str]:
-        with self.proxy.fault(fault):
-            yield self.destination()
-
-    async def received(self, destination: str) -> Sequence[bytes]:
-        return await trio.to_thread.run_sync(self._received, destination)
-
-    def _received(self, destination: str) -> list[bytes]:
-        prefix = f"files/{destination}/"
-        found = self.moto.s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix).get("Contents", [])
-        objects = [self.moto.s3.get_object(Bucket=self.bucket, Key=one["Key"]) for one in found]
-        assert {one["ContentType"] for one in objects} <= {"application/json"}
-        return [one["Body"].read() for one in objects]
-
-
-@pytest.mark.slow
-class TestStorageNotifierOnS3(NotifierContract):
-    moto: Moto
-
-    @pytest.fixture(autouse=True)
-    def _server(self, moto: Moto) -> None:
-        self.moto = moto
-
-    @asynccontextmanager
-    async def peer(self) -> AsyncIterator[NotifierPeer]:
-        bucket = new_bucket(self.moto)
-        async with open_tcp_proxy(self.moto.port) as proxy:
-            section = {
-                "bucket": bucket,
-                "prefix": "files",
-                "region": REGION,
-                "endpoint_url": f"http://127.0.0.1:{proxy.port}",
-                "timeout": 1.0,
-                "access_key_id": "testing",
-                "secret_access_key": "testing",
-            }
-            async with opened_storage(open_s3, section) as storage:
-                yield S3Peer(self.moto, proxy, bucket, storage, {}, {"bucket": "x"})

@@ -299,18 +299,6 @@ async def test_the_check_tells_of_brokers_and_topics() -> None:
                 await check(notifier)
 
 
-async def test_a_cancelled_delivery_returns_at_once_and_may_be_repeated(servers: str) -> None:
-    name = topic()
-    async with opened_notifier(open_kafka, {"bootstrap_servers": servers}) as notifier:
-        for wait_s in (0.0, 0.0001, 0.001, 0.01):
-            with trio.fail_after(20), trio.move_on_after(wait_s):
-                await notifier.deliver(name, payload("cancelled"))
-        assert await notifier.deliver(name, payload("last")) == Delivered()
-        values = [json.loads(record.value)["extra"] for record in await read_topic(servers, name)]
-        assert values.count("last") == 1
-        assert values.count("cancelled") <= 4
-
-
 def test_a_topic_that_the_broker_calls_invalid_is_final() -> None:
     result = failure(InvalidTopicError(), "t")
     assert result == Rejected("t: the broker does not take the destination for a topic")

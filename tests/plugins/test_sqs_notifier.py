@@ -398,13 +398,6 @@ async def test_a_temporary_error_is_retried(moto: Moto, proxy: Front, operation:
     assert bodies(moto) == [PAYLOAD.body]
 
 
-async def test_a_refused_connection_is_retried(moto: Moto) -> None:
-    async with opened_notifier(
-        open_sqs, {"region": REGION, "endpoint_url": f"http://127.0.0.1:{spare_port()}", **KEYS}
-    ) as notifier:
-        assert await notifier.deliver("jobs", PAYLOAD) == RetryLater("SQS: not connected")
-
-
 async def test_no_credentials(monkeypatch: pytest.MonkeyPatch, moto: Moto) -> None:
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)

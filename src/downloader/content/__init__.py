@@ -5,5 +5,3 @@ from __future__ import annotations
 from downloader.content.images import image_size
 from downloader.content.media_types import MAX_PATTERN_CHARS, MimePatterns
 from downloader.content.mime import SNIFF_BYTES, sniff_mime
-
-__all__ = ["MAX_PATTERN_CHARS", "SNIFF_BYTES", "MimePatterns", "image_size", "sniff_mime"]

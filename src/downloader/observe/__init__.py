@@ -18,27 +18,3 @@ from downloader.observe.logging import Event, configure, get_logger, label_lines
 from downloader.observe.metrics import KINDS, METRICS, TROUBLES, Metric
 from downloader.observe.traces import Kind as SpanKind
 from downloader.observe.traces import Traces, open_traces
-
-__all__ = [
-    "API_COUNTERS",
-    "BUCKET",
-    "COUNTERS",
-    "HISTOGRAMS",
-    "KINDS",
-    "METRICS",
-    "NOTIFIER_COUNTERS",
-    "PROCESSOR_COUNTERS",
-    "SEPARATOR",
-    "SUM",
-    "TROUBLES",
-    "Counters",
-    "Event",
-    "Metric",
-    "SpanKind",
-    "Traces",
-    "by_name",
-    "configure",
-    "get_logger",
-    "label_lines",
-    "open_traces",
-]
