@@ -19,9 +19,9 @@ from servers.fleet_fixtures import folder, origin, server, sink
 __all__ = ["folder", "origin", "server", "sink"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browse() -> Iterator[Browse]:
-    """A Chromium for all tests of a module: its start takes longer than most of them."""
+    """A Chromium for all tests of a worker: its start takes longer than most of them."""
     with open_chromium() as browse:
         yield browse
 
