@@ -522,7 +522,8 @@ async def test_the_history_comes_at_once_and_then_as_it_grows(serving: Serving) 
         assert {"dns": 3} in [sample["failures"] for sample in samples]
 
 
-async def test_downloads_that_do_not_progress_are_told(serving: Serving, store: JobStore) -> None:
+@pytest.mark.parametrize("moves", ["end", "bytes"])
+async def test_downloads_that_do_not_progress_are_told(serving: Serving, store: JobStore, moves: str) -> None:
     pace = replace(QUICK, history_s=0.01, stall_s=0.2)
     await submitted(store)
     api = await serving(pace=pace)
@@ -533,5 +534,7 @@ async def test_downloads_that_do_not_progress_are_told(serving: Serving, store: 
             stalled, ended = True, 0
             while stalled:
                 ended += 1
-                await store.report("i", "processor", {}, 60, {"downloads_retried|dns": ended})
+                counts = {"downloads_retried|dns": ended} if moves == "end" else {}
+                report = {"running": {"x": ended}} if moves == "bytes" else {}
+                await store.report("i", "processor", report, 60, counts)
                 stalled = (await stream.snapshot())["stalled"]

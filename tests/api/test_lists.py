@@ -7,12 +7,13 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from downloader.model import ErrorCode, FileFacts, Outcome, Verdict
+from downloader.model import ErrorCode, FileFacts, Outcome, ResponseMetadata, Verdict
 from servers.api import Served
 from servers.cli import Run
 from servers.pages import SHELL, write
@@ -135,6 +136,19 @@ async def test_results_have_a_row_for_each_job(
         "refused",
         "url_malformed",
     )
+
+
+@pytest.mark.parametrize(("suffix", "mark"), [(".csv", "'"), (".tsv", ""), (".ndjson", "")])
+async def test_a_spreadsheet_finds_no_formula(
+    run: Run, ending: Callable[[Outcome], None], tmp_path: Path, suffix: str, mark: str
+) -> None:
+    ending(replace(STORED, response=ResponseMetadata(etag="=cmd()", last_modified="a=b")))
+    path = tmp_path / f"results{suffix}"
+    assert (await run("submit", "https://h/1", "--wait", "--results", str(path))).status == 0
+    text = path.read_text("utf-8")
+    assert f"{mark}=cmd()" in text
+    assert ("'=cmd()" in text) is bool(mark)
+    assert "'a=b" not in text
 
 
 async def test_results_of_an_interrupted_run(

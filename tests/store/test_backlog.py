@@ -157,6 +157,10 @@ async def test_the_history_is_of_one_day_with_one_point_for_five_minutes(
         await note(1, downloads)
     await note(0, 5)
     assert [point.downloads for point in await store.history()] == [2, 4, 5]
+    for damaged in ("nonsense", "{}", "[]"):
+        raw.command("HSET", raw.key("history"), "300", damaged)
+        assert [point.downloads for point in await store.history()] == [2, 4, 5]
+    raw.command("HDEL", raw.key("history"), "300")
     for ago in range(2 * POINTS):
         await note(ago, 6)
     assert raw.command("HLEN", raw.key("history")) == POINTS

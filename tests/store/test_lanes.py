@@ -13,8 +13,8 @@ import trio.testing
 from downloader.config import RedisSettings
 from downloader.errors import StoreUnavailable
 from downloader.store import Keys, StoreClient, asyncio_loop, load_library
-from downloader.store.client import LATE_S
-from downloader.store.servers import Servers
+from downloader.store.client import LATE_S, MAX_ROWS
+from downloader.store.servers import NoAnswer, Servers
 
 
 class Silent:
@@ -30,17 +30,21 @@ class Silent:
         return "answer"
 
 
-@asynccontextmanager
-async def opened(shards: int) -> AsyncIterator[tuple[StoreClient, Silent]]:
-    """A client with a call that is in flight."""
-    servers = Silent()
-    client = StoreClient(
+def client_of(servers: object, shards: int) -> StoreClient:
+    return StoreClient(
         cast("Any", servers),
         keys=Keys(prefix="p", shards=shards),
         settings=RedisSettings(timeout=9),
         library=load_library(),
         timed=lambda *_: None,
     )
+
+
+@asynccontextmanager
+async def opened(shards: int) -> AsyncIterator[tuple[StoreClient, Silent]]:
+    """A client with a call that is in flight."""
+    servers = Silent()
+    client = client_of(servers, shards)
 
     async def lost() -> None:
         with pytest.raises(StoreUnavailable):
@@ -85,3 +89,29 @@ async def test_asyncio_s_error_of_a_lost_connection_is_no_answer(
     async with asyncio_loop():
         with pytest.raises(expected):
             await servers.run(0, call)
+
+
+async def test_a_part_of_a_bulk_without_an_answer_leaves_the_parts_before_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Breaking:
+        def __init__(self, failing: int) -> None:
+            self.calls, self.failing = 0, failing
+
+        async def run(self, shard: int, call: object) -> list[str]:  # noqa: ARG002  # as `Servers`
+            await trio.lowlevel.checkpoint()
+            self.calls += 1
+            if self.calls == self.failing:
+                raise NoAnswer("lost")
+            return ["answer"] * MAX_ROWS
+
+    async def entries(*, failing: int) -> list[str | None]:
+        client = client_of(Breaking(failing), shards=1)
+        async with client.joined.running():
+            return await client.run_rows("submit", {}, rows, durable=True)
+
+    rows = [{"id": f"{number:014d}"} for number in range(3 * MAX_ROWS)]
+    assert await entries(failing=0) == ["answer"] * len(rows)
+    assert await entries(failing=2) == ["answer"] * MAX_ROWS + [None] * 2 * MAX_ROWS
+    with pytest.raises(StoreUnavailable):
+        await entries(failing=1)

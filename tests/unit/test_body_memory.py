@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import trio
 import trio.testing
 
 from downloader.fetch.memory import BodyMemory
+from downloader.fetch.sink import Sink
+from downloader.fetch.spool import Spool
 
 
 def fill(memory: BodyMemory, *aggregations: str) -> dict[str, int]:
@@ -91,3 +94,13 @@ async def test_a_cancelled_reservation_holds_nothing() -> None:
         nursery.cancel_scope.cancel()
     memory.let_go("a", 600)
     assert fill(memory, "a") == {"a": 600}
+
+
+async def test_a_body_counts_beyond_its_reservation_only() -> None:
+    memory = BodyMemory(400 * 1024)
+    sink = Sink(cast("Spool", None), memory, "a", head_bytes=1)
+    await sink.reserve(100 * 1024, within_s=0)
+    for size in (90, 20):
+        sink.add(bytes(size * 1024))
+    assert await memory.reserve("b", 145 * 1024, within_s=0), "half of 400 less 110"
+    assert not await memory.reserve("c", 80 * 1024, within_s=0)

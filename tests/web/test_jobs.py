@@ -188,7 +188,8 @@ async def test_selected_failures_are_tried_again(browse: Browse, page_url: str, 
         callbacks = [stored(store, spec.id).callback for spec in specs]
         assert [task and task.state for task in callbacks] == ["pending", "failed"]
         page.get_by_label("State of the jobs").select_option("failed")
-        page.get_by_label("Aggregation of the jobs").fill("B")
+        with page.expect_response(re.compile("q=B")):  # the search ends what was selected before
+            page.get_by_label("Aggregation of the jobs").fill("B")
         expect(page.locator("#jobs tbody tr")).to_have_count(1)
         page.get_by_label(f"Select job {specs[1].id}").check()
         page.get_by_role("button", name="Download the selected again").click()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -74,6 +74,8 @@ class Events:
         self._store = store
         self.pace = pace or Pace()
         self.history = History(store)
+        self._received: Sequence[object] = ()
+        """What the processors have last reported of the bytes of running downloads."""
         self._listening: Counter[str] = Counter()
         """Listeners by address."""
         self._has_listeners = trio.Event()
@@ -191,6 +193,9 @@ class Events:
             backlog = await self._store.backlog(DESTINATIONS)
             reports = {role: await self._store.reports(role) for role in ROLES}
             totals = {role: await self._store.totals(role) for role in COUNTED_ROLES}
+            received = [report.get("running") for report in reports["processor"]]
+            if received != self._received:
+                self._received, self.history.moved_at = received, trio.current_time()
             due_ms = backlog.oldest_due_ms or backlog.now_ms
             quiet_s = min((backlog.now_ms - due_ms) / 1000, trio.current_time() - self.history.moved_at)
             snapshot = Snapshot(

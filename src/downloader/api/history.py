@@ -67,7 +67,8 @@ class History:
         self.newest = 0
         """Number of the newest sample, 0 while there is none."""
         self.moved_at = inf
-        """When an attempt at a download last ended, by Trio's clock, or this process began to look."""
+        """When an attempt at a download last ended or a running one received bytes, by Trio's clock, or this
+        process began to look."""
         self._kept = 0
         """The five minutes of the last point of the backlog that this process has added."""
 

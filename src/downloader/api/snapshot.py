@@ -46,7 +46,7 @@ class Snapshot:
     load: Load | None
     """`None`, like `backlog`, until the store first responds."""
     stalled: bool = False
-    """A download has been due, and no attempt has ended, for some minutes."""
+    """A download has been due, no attempt has ended and none has received a byte, for some minutes."""
 
 
 NOTHING_KNOWN = Snapshot(store=False, reports={}, totals={}, backlog=None, load=None)

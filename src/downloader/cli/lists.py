@@ -35,6 +35,9 @@ RESULT = (
 )
 """The columns of a list of results, named as in `GET /jobs/<id>`."""
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""Spreadsheets take a cell that begins so for a formula; texts of origins may."""
+
 Fields = dict[str, Any]
 Result = Mapping[str, Any]
 ReadCells = Callable[[Sequence[str]], Fields]
@@ -181,10 +184,18 @@ def open_results(path: Path | None) -> Iterator[Callable[[Result], None]]:
         if path.suffix in (".ndjson", ".jsonl"):
             yield lambda row: print(json.dumps(_columns(row)), file=file)
             return
-        delimiter = "\t" if path.suffix == ".tsv" else ","
-        table = csv.DictWriter(file, RESULT, delimiter=delimiter, lineterminator="\n")
+        is_csv = path.suffix == ".csv"
+        table = csv.DictWriter(file, RESULT, delimiter="," if is_csv else "\t", lineterminator="\n")
         table.writeheader()
-        yield lambda row: table.writerow(_columns(row))
+        yield lambda row: table.writerow(_harmless(_columns(row)) if is_csv else _columns(row))
+
+
+def _harmless(row: Result) -> Result:
+    """The row with a `'` before each text that a spreadsheet would take for a formula."""
+    return {
+        name: f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+        for name, value in row.items()
+    }
 
 
 def _columns(row: Result) -> Result:

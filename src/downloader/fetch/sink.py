@@ -130,9 +130,10 @@ class Sink:
         """Append bytes to the buffer in memory."""
         self._buffered += len(chunk)
         self.size += len(chunk)
-        if self.size > self._reserved:
-            self._held += len(chunk)
-            if not self._memory.hold(self._aggregation, len(chunk)):
+        more = min(len(chunk), self.size - self._reserved)
+        if more > 0:
+            self._held += more
+            if not self._memory.hold(self._aggregation, more):
                 self._crowded = True
         if len(chunk) >= _SCRAP_BYTES:
             self._chunks.append(chunk)

@@ -236,20 +236,27 @@ class StoreClient:
     async def _run_many(
         self, name: str, shard: int, call: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     ) -> Sequence[Any]:
-        """Run a durable transition for many rows in short calls, then wait for all with an empty one."""
+        """Run a durable transition for many rows in short calls, then wait for all with an empty one.
+
+        The first call without an answer is the last one; the entries of the rows from there on are `None`.
+        """
         entries: list[Any] = []
-        for start in range(0, len(rows), MAX_ROWS):
-            with trio.move_on_after(self._timeout_s) as waiting:
-                await self._many.acquire()
-            if waiting.cancelled_caught:
-                raise NoAnswer(self._no_reply)
-            try:
-                entries += await self.run(name, shard, call, rows[start : start + MAX_ROWS])
-            finally:
-                self._many.release()
+        try:
+            while len(entries) < len(rows):
+                with trio.move_on_after(self._timeout_s) as waiting:
+                    await self._many.acquire()
+                if waiting.cancelled_caught:
+                    raise NoAnswer(self._no_reply)
+                try:
+                    entries += await self.run(name, shard, call, rows[len(entries) :][:MAX_ROWS])
+                finally:
+                    self._many.release()
+        except StoreUnavailable:
+            if not entries:
+                raise
         if self._durable:
             await self.run(name, shard, call, durable=True)
-        return entries
+        return [*entries, *[None] * (len(rows) - len(entries))]
 
     async def ask(
         self, shards: Collection[int], ask: Callable[[int], Awaitable[A]], *, some: bool = False

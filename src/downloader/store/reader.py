@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 import trio
+from pydantic import ValidationError
 
 from downloader.errors import StoreUnavailable
 from downloader.ids import shard_of
@@ -235,7 +236,10 @@ class StoreReader:
     async def history(self) -> Sequence[BacklogPoint]:
         """The backlog of the last day, the oldest point first."""
         texts = await self._client.command("HVALS", self._keys.key(0, "history"))
-        points = [BacklogPoint.model_validate_json(text) for text in texts]
+        points = list[BacklogPoint]()
+        for text in texts:
+            with suppress(ValidationError):  # damaged in the store
+                points.append(BacklogPoint.model_validate_json(text))
         begin = datetime.now(UTC) - timedelta(milliseconds=POINTS * POINT_MS)
         return sorted((point for point in points if point.at > begin), key=lambda point: point.at)
 

@@ -70,7 +70,7 @@ function notes(snapshot) {
   }
   if (snapshot.stalled) {
     const oldest = duration(Date.now() - new Date(snapshot.waiting.downloads.oldest_due_at));
-    found.push(["stalled", { bad: true, title: "Downloads do not progress.", text: `The oldest has been due for ${oldest}, and no attempt has ended for ten minutes.` }]);
+    found.push(["stalled", { bad: true, title: "Downloads do not progress.", text: `The oldest has been due for ${oldest}, and no attempt has ended or received a byte for ten minutes.` }]);
   }
   if (snapshot.paused) {
     found.push(["paused", { bad: false, title: "All aggregations are paused.", text: "No download starts." }]);

@@ -7,6 +7,8 @@ import { bytes, moment, plain, plural } from "./words.js";
 
 const ROWS = 25;
 const LOOK_MS = 2_000;
+// A search that matches little reads the whole list, so it is repeated after this many times as long as it took.
+const PAUSES = 20;
 const TYPING_MS = 200;
 
 // The cursors of the pages up to this one; the first page has none.
@@ -14,6 +16,9 @@ let pages = [""];
 let next = "";
 let asked = 0;
 let lookedAt = -Infinity;
+let tookMs = 0;
+let looking = 0;
+let missed = false;
 let timer = 0;
 const selected = new Set();
 
@@ -91,8 +96,20 @@ function select(ids, on) {
 async function look() {
   clearTimeout(timer);
   timer = 0;
-  lookedAt = performance.now();
-  const ticket = ++asked;
+  missed = false;
+  const began = performance.now();
+  looking += 1;
+  try {
+    await read(++asked);
+  } finally {
+    looking -= 1;
+    lookedAt = performance.now();
+    tookMs = lookedAt - began;
+  }
+  if (missed) jobsChanged();
+}
+
+async function read(ticket) {
   const [state, group, q] = ["jobs-state", "jobs-group", "jobs-q"].map((id) => $(id).value);
   const which = state === "callback" ? { callback: "failed" } : { state: state === "unfinished" ? "" : state };
   let page = { jobs: [], cursor: "" };
@@ -114,7 +131,9 @@ async function look() {
 
 // After a change of the fleet, while the first page is shown: later pages stay as they are read.
 export function jobsChanged() {
-  if (pages.length === 1 && !timer) timer = setTimeout(look, Math.max(0, lookedAt + LOOK_MS - performance.now()));
+  missed = looking > 0;
+  if (pages.length > 1 || timer || missed) return;
+  timer = setTimeout(look, Math.max(0, lookedAt + Math.max(LOOK_MS, PAUSES * tookMs) - performance.now()));
 }
 
 function turn(to) {
