@@ -19,6 +19,7 @@ ID_PREFIX_S = 4.0
 once."""
 
 _ID_PAIRS = tuple(first + second for first in ID_ALPHABET for second in ID_ALPHABET)
+_ID_PAIR_COUNT = len(_ID_PAIRS)
 _ID_BYTES = 16
 """Random bytes drawn for an id: more than 83 bits, so that all characters are about equally likely."""
 
@@ -32,7 +33,7 @@ def new_id(shard: int, shards: int, *, prefix: str = "") -> str:
     length = ID_LENGTH - 1 - len(prefix)
     pairs = []
     for _ in range(0, length, 2):
-        number, index = divmod(number, len(_ID_PAIRS))
+        number, index = divmod(number, _ID_PAIR_COUNT)
         pairs.append(_ID_PAIRS[index])
     return prefix + "".join(pairs)[:length] + last_chars[last_index]
 

@@ -15,8 +15,8 @@ async def test_a_body_that_flows_on_and_on_ends_with_the_time_of_the_attempt(
     autojump_clock: MockClock,
 ) -> None:
     began = trio.current_time()
-    with trio.CancelScope() as scope:
-        watch = Watch(scope, total_s=10)
+    watch = Watch(total_s=10)
+    with watch.scope:
         watch.expect_flow(1000, 1)
         for received in range(1000, 100_000, 1000):
             await trio.sleep(0.5)
@@ -26,8 +26,8 @@ async def test_a_body_that_flows_on_and_on_ends_with_the_time_of_the_attempt(
 
 async def test_waits_for_our_own_disk_count_for_the_time_of_the_attempt(autojump_clock: MockClock) -> None:
     began = trio.current_time()
-    with trio.CancelScope() as scope:
-        watch = Watch(scope, total_s=10)
+    watch = Watch(total_s=10)
+    with watch.scope:
         watch.expect_flow(1000, 60)
         for _ in range(100):
             await trio.sleep(0.8)
@@ -44,8 +44,8 @@ async def test_a_pace_is_shared_and_does_not_count_as_slow(autojump_clock: MockC
         return b"x" * 500
 
     async def receive() -> None:
-        with trio.CancelScope() as scope:
-            watch = Watch(scope, total_s=60)
+        watch = Watch(total_s=60)
+        with watch.scope:
             watch.expect_flow(1000, 1)
             for _ in range(2):
                 await pace.read(read, watch)

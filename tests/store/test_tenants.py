@@ -90,7 +90,7 @@ async def test_a_group_that_an_earlier_version_moves_keeps_the_turns(raw: RawSto
 
 
 async def test_an_aggregation_belongs_to_the_first_token_until_it_is_empty(store: JobStore) -> None:
-    await submit(store, "alice", ["a"], aggr_limit=1)
+    await submit(store, "alice", ["a"], aggr_limit=1, priority=1)
     await submit(store, "bob", ["a"])
     for token in ("alice", "alice", "bob"):
         lease = await leased(store)

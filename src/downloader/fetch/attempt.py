@@ -44,7 +44,7 @@ Raises `StorageError`, `StorageRefused` (final) or `OSError`.
 """
 
 STORE_BYTES_PER_S = 64 * 1024
-"""The time limit of storing grows by one second for each 64 KiB."""
+"""The time limit of syncing and storing grows by one second for each 64 KiB."""
 
 CUT_OFF_S = 0.5
 """Time between a job's deadline and the end of a running attempt, so that the failure comes after the
@@ -52,6 +52,8 @@ deadline."""
 
 OnProgress = Callable[[int, int | None], None]
 """`(bytes received, bytes declared)`; called for each chunk of the body."""
+
+_NOT_TAKEN = "the storage did not take the file in time"
 
 _OK = 200
 _PARTIAL_CONTENT = 206
@@ -134,8 +136,8 @@ class Attempt:
         settings = self._tools.settings
         expected = Expected.of(self._spec, settings.max_size)
         try:
-            with trio.CancelScope() as scope:
-                watch = Watch(scope, total_s=self._total_s())
+            watch = Watch(total_s=self._total_s())
+            with watch.scope:
                 await self._resume()
                 response = await self._request(watch)
                 if response is None:
@@ -147,7 +149,7 @@ class Attempt:
                     await response.body.aclose()
                 self.phases.begin("store")
                 self._response = self._partial = None  # the body is complete: nothing to continue
-                watch.expect("", math.inf)
+                watch.expect(_NOT_TAKEN, self._tools.limits.store_s + sink.size / STORE_BYTES_PER_S)
                 body = await sink.complete()
                 expected.check_complete(body.size, digest=sink.digest, declared=response.digests)
                 mime = self._mime or _checked_mime(sink.head, body.size, patterns)
@@ -164,6 +166,8 @@ class Attempt:
                 )
         except NetError as exc:
             raise explain(exc) from exc
+        if watch.reason == _NOT_TAKEN:
+            raise own_fault(_NOT_TAKEN)
         raise FetchError(watch.reason, ErrorCode.TIMEOUT, Treatment.RETRY)
 
     def _total_s(self) -> float:
@@ -290,16 +294,16 @@ class Attempt:
         patterns: MimePatterns | None,
     ) -> None:
         """Read the body into the sink; stop as soon as the file is known to be refused."""
-        if response.length is not None:
-            expected.check_declared(response.length)
+        expected.check_declared(response.length)
         for digest in response.digests:
             sink.hash_with(digest.algorithm)
         limits = self._tools.limits
         self.phases.begin("body")
         watch.expect_flow(limits.stall_bytes_per_s, limits.stall_s, received=sink.size)
 
-        with watch.paused():
-            await sink.reserve(response.length, within_s=limits.room_s)
+        if sink.needs_room(response.length):
+            with watch.paused():
+                await sink.reserve(response.length, within_s=limits.room_s)
 
         async def fill() -> bool:
             """Read until the sink is full (true) or the body ends (false)."""
@@ -328,15 +332,12 @@ class Attempt:
         if body.data is not None:
             failpoint("before-fsync")
         try:
-            with trio.move_on_after(self._tools.limits.store_s + body.size / STORE_BYTES_PER_S) as bound:
-                await self._tools.store(self._spec, body, mime, self._still_ours)
+            await self._tools.store(self._spec, body, mime, self._still_ours)
         except StorageRefused as exc:
             code = ErrorCode.KEY_EXISTS if isinstance(exc, KeyTaken) else ErrorCode.STORAGE
             raise FetchError(str(exc), code) from exc
         except StorageError as exc:
             raise own_fault(str(exc)) from exc
-        if bound.cancelled_caught:
-            raise own_fault("the storage did not take the file in time")
         failpoint("after-rename")
 
 

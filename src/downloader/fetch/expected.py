@@ -99,12 +99,14 @@ class Expected:
         """Whether the file must be an image of certain sizes."""
         return bool(self.min_width or self.min_height or self.max_pixels)
 
-    def check_declared(self, length: int) -> None:
-        """Check the length declared by the response.
+    def check_declared(self, length: int | None) -> None:
+        """Check the length declared by the response, if any.
 
         Raises:
             FetchError: the file would have a wrong size.
         """
+        if length is None:
+            return
         if length > self.max_size:
             text = f"{length} bytes declared, more than max_size ({self.max_size} bytes)"
             raise FetchError(text, ErrorCode.TOO_LARGE)

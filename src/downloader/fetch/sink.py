@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeGuard
 
 import trio
 
@@ -112,18 +113,16 @@ class Sink:
         """A digest of the complete file, in hexadecimal."""
         return self._hashes[algorithm].hexdigest()
 
-    async def reserve(self, size: int | None, *, within_s: float) -> None:
-        """Wait for room for a body of `size` bytes, for `within_s` at the most; before the first `add`.
+    def needs_room(self, size: int | None) -> TypeGuard[int]:
+        """Whether to `reserve` room for a body of `size` bytes, `None` for an unknown length.
 
-        Returns at once for a body of unknown length (`None`), one that always stays in memory, and one that
-        is written in any case.
+        Not for a body that always stays in memory, nor for one that is written in any case.
         """
-        if (
-            size is not None
-            and ALWAYS_BYTES < size <= BUFFER_BYTES
-            and not self._name
-            and await self._memory.reserve(self._aggregation, size, within_s=within_s)
-        ):
+        return size is not None and ALWAYS_BYTES < size <= BUFFER_BYTES and not self._name
+
+    async def reserve(self, size: int, *, within_s: float) -> None:
+        """Wait for room for a body of `size` bytes, for `within_s` at the most; before the first `add`."""
+        if await self._memory.reserve(self._aggregation, size, within_s=within_s):
             self._held = self._reserved = size
 
     def add(self, chunk: bytes | bytearray) -> None:

@@ -15,31 +15,30 @@ _WINDOW_PARTS = 8
 class Watch:
     """Sets the deadline of `scope`; after a cancel, `reason` tells which time limit was exceeded.
 
-    `total_s` is the time limit of the whole scope.
+    `total_s` is the time limit of the whole scope, which the caller enters.
     """
 
-    def __init__(self, scope: trio.CancelScope, *, total_s: float) -> None:
-        self._scope = scope
+    def __init__(self, *, total_s: float) -> None:
         self._end = trio.current_time() + total_s
+        self.scope = trio.CancelScope(deadline=self._end)
         self._total_s = total_s
         self._phase = ""
         self._needed = 0.0
         self._window_s = math.inf
         self._start = 0.0
         self._base = 0
-        scope.deadline = self._end
 
     @property
     def reason(self) -> str:
         """The exceeded time limit, in words."""
-        if self._phase and self._scope.deadline < self._end:
+        if self._phase and self.scope.deadline < self._end:
             return self._phase
         return f"not done within the job's download_timeout of {self._total_s:g} s"
 
     def expect(self, phase: str, seconds: float) -> None:
         """See `downloader.net.Route.expect`."""
         self._phase = phase
-        self._scope.deadline = min(self._end, trio.current_time() + seconds)
+        self.scope.deadline = min(self._end, trio.current_time() + seconds)
 
     def expect_flow(self, rate: float, seconds: float, *, received: int = 0) -> None:
         """Require from now on `rate` bytes per second, on average over about `seconds`.
@@ -59,15 +58,15 @@ class Watch:
         now = trio.current_time()
         if now - self._start >= self._window_s / _WINDOW_PARTS:
             self._start, self._base = now, received
-            self._scope.deadline = min(self._end, now + self._window_s)
+            self.scope.deadline = min(self._end, now + self._window_s)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Stop the low-speed clock while the local disk is slow; the total deadline runs on."""
         began = trio.current_time()
-        left_s = self._scope.deadline - began
-        self._scope.deadline = self._end
+        left_s = self.scope.deadline - began
+        self.scope.deadline = self._end
         yield
         now = trio.current_time()
         self._start += now - began
-        self._scope.deadline = min(self._end, now + left_s)
+        self.scope.deadline = min(self._end, now + left_s)

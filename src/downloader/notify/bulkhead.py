@@ -195,7 +195,7 @@ class Bulkhead:
         # The shares of the other backends have grown too.
         for other in self._backends.values():
             for proven, waiting in other.waiting.items():
-                if self._has_room(other, proven=proven):
+                if waiting and self._has_room(other, proven=proven):
                     waiting.unpark()
 
     def note_late(self, after_s: float) -> None:

@@ -22,6 +22,7 @@ from downloader.observe import Event, get_logger
 from downloader.store.keys import CLUSTER_SHARDS, LAYOUT_VERSION, Keys
 from downloader.store.scripts import Library, load_library
 from downloader.store.servers import (
+    ENCODING_ERRORS,
     SYNCED_TTL_MS,
     NoAnswer,
     ScriptCall,
@@ -131,7 +132,7 @@ class StoreClient:
             StoreUnavailable: not carried out, or carried out and the answer was lost.
             StoreRefused: the store refuses the call, and will refuse a repetition.
         """
-        arguments = [_encode(call), *map(_encode, items)]
+        arguments = [_encode(row).encode(errors=ENCODING_ERRORS) for row in (call, *items)]
         script_call = ScriptCall(self._library, name, shard, self.keys.base(shard), arguments)
         begun_at = trio.current_time()
         try:

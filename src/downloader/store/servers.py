@@ -53,6 +53,10 @@ CALLS = 64
 """Calls at the same time, each on a separate connection; further calls wait. redis-py's pool raises above
 100."""
 
+ENCODING_ERRORS = "backslashreplace"
+"""For lone surrogates, and for texts that were damaged: those are no JSON then, while an exception would end
+the call, and the next one."""
+
 CALLBACKS = 64
 """Callbacks of asyncio that are called before other tasks of Trio get a turn; a round trip has about nine."""
 
@@ -297,9 +301,10 @@ class ScriptCall:
     shard: int
     base: str
     """The first part of the shard's keys."""
-    arguments: Sequence[str]
+    arguments: Sequence[bytes]
+    """Encoded here, because redis-py looks at each argument first to find the type."""
 
-    def command(self) -> tuple[str | int, ...]:
+    def command(self) -> tuple[str | int | bytes, ...]:
         """The command; the server must have the library."""
         return "FCALL", self.library.function(self.name), 1, self.base, *self.arguments
 
@@ -408,7 +413,7 @@ def _durable_command(settings: RedisSettings) -> tuple[str | int, ...]:
     )
 
 
-async def _pipeline(server: Any, *commands: tuple[str | int, ...]) -> list[Any]:
+async def _pipeline(server: Any, *commands: tuple[str | int | bytes, ...]) -> list[Any]:
     """Send commands in one pipeline on a connection; raise the first error reply unchanged."""
     pipeline = server.pipeline(transaction=False)
     for command in commands:
@@ -461,8 +466,7 @@ def _node_client(settings: RedisSettings, host: str, port: int) -> Any:
 def _options(settings: RedisSettings) -> dict[str, Any]:
     return {
         "decode_responses": True,
-        # A damaged text is no JSON then; an exception would end the call, and the next one.
-        "encoding_errors": "backslashreplace",
+        "encoding_errors": ENCODING_ERRORS,
         # `Servers` bounds each call; a timer of the client for each read and write would cost CPU.
         "socket_timeout": None,
         "socket_connect_timeout": settings.timeout,
