@@ -245,6 +245,8 @@ WRONG = [
     ({"match": "https://a", "headers": {"X": "a\nb"}}, r"destinations\.0\.headers\.X: "),
     ({"match": "https://a", "secret": "x"}, r"destinations\.0\.secret: a Standard Webhooks secret"),
     ({"match": "https://a", "concurrency": 0}, r"destinations\.0\.concurrency: "),
+    ({"match": "https://a", "rate": 0}, r"destinations\.0\.rate: "),
+    ({"match": "https://a/b", "rate": 1}, r"destinations\.0\.rate: needs a match without a path"),
     (
         {"match": "https://a/b", "concurrency": 1},
         r"destinations\.0\.concurrency: needs a match without a path",

@@ -14,7 +14,8 @@ OK = Outcome(verdict=Verdict.SUCCEEDED)
 
 
 async def use_every_key(store: JobStore) -> None:
-    """Bring jobs into all states, at hosts with a limit too; the store has one for `slow.test`."""
+    """Bring jobs into all states, at hosts with a limit too; the store has one for `slow.test`, and a
+    rate for the destination `http 0`."""
     for aggr_id, host, count in (("a", "slow.test", 2), ("b", "other.test", 4), ("c", "third.test", 2)):
         limit = 1 if aggr_id == "c" else 9
         specs = [

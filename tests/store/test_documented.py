@@ -39,7 +39,7 @@ async def test_each_key_has_the_type_of_the_table_and_expires_if_it_is_said_to(
 ) -> None:
     hosts = {"slow.test": HostSettings(limit=1, delay=5)}
     durable = redis_settings.model_copy(update={"durability": "aof"})
-    async with asyncio_loop(), open_store(redis_settings, hosts=hosts) as store:
+    async with asyncio_loop(), open_store(redis_settings, hosts=hosts, rates={"http 0": 0.01}) as store:
         await use_every_key(store)
         async with open_store(durable) as waits_for_the_disk:
             await submitted(waits_for_the_disk, "g")

@@ -31,7 +31,7 @@ from downloader.notify import Bulkhead, Delivered, Payload, Result
 from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters
 from downloader.scheduler import Held, LeaseEnd
 from downloader.scheduler.leases import HeldLease
-from downloader.service.instance import own_limits
+from downloader.service.instance import own_limits, own_rates
 from downloader.service.roles import LONG_S, MOST_LONG, running_long
 from downloader.service.work import Callbacks, Downloads, within_age, within_deadline
 from downloader.store import Settlement
@@ -328,6 +328,17 @@ def test_a_destination_has_a_limit_of_its_own(redis: dict[str, Any], of_shard: i
     tables = {"redis": redis, "backends": {"http": {"destinations": destinations}}}
     assert own_limits(Settings.model_validate(tables)) == {"http https://hooks.test": of_shard}
     assert own_limits(Settings.model_validate({"backends": {"http": {"destinations": 1}, "sqs": {}}})) == {}
+
+
+def test_a_destination_has_a_rate_of_its_own() -> None:
+    destinations = [
+        {"match": "https://Hooks.test:443", "rate": 0.5},
+        {"match": "https://other.test", "batch": 2},
+        *({"match": "https://wrong.test", "rate": wrong} for wrong in (0, "2", None)),
+    ]
+    tables = {"backends": {"http": {"destinations": destinations}}}
+    assert own_rates(Settings.model_validate(tables)) == {"http https://hooks.test": 0.5}
+    assert own_rates(Settings.model_validate({"backends": {"http": {"destinations": 1}}})) == {}
 
 
 async def test_both_ends_of_a_callback_name_the_limit_of_its_destination() -> None:

@@ -202,6 +202,17 @@ def own_limits(settings: Settings) -> Mapping[str, int]:
     return limits
 
 
+def own_rates(settings: Settings) -> Mapping[str, float]:
+    """By group of callbacks, a destination's own `rate`; as in `own_limits`, the malformed is ignored."""
+    rates = {}
+    destinations = settings.backends.get("http", {}).get("destinations")
+    for destination in destinations if isinstance(destinations, list) else ():
+        match destination:
+            case {"match": str(url), "rate": int(rate) | float(rate)} if rate > 0:
+                rates[callback_group("http", url)] = rate
+    return rates
+
+
 def shared_settings(settings: Settings) -> Mapping[str, str]:
     """The values of the shared settings as texts without secrets, for the report of an instance."""
     processor = redacted(settings)["processor"]

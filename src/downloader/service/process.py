@@ -29,7 +29,15 @@ from downloader.model import Kind
 from downloader.notify import open_notifiers
 from downloader.observe import COUNTERS, Counters, Event, get_logger, label_lines, open_traces
 from downloader.scheduler import Held, revoke, run_reaper
-from downloader.service.instance import RESERVE, Instance, grace_of, open_files, open_host, running_redis
+from downloader.service.instance import (
+    RESERVE,
+    Instance,
+    grace_of,
+    open_files,
+    open_host,
+    own_rates,
+    running_redis,
+)
 from downloader.service.roles import (
     Worker,
     callbacks_worker,
@@ -171,7 +179,8 @@ async def _open_instance(
     redis = await stack.enter_async_context(running_redis(settings))
     counters = {role: Counters(COUNTERS[role]) for role in sorted(roles)}
     timed = _timing(next(iter(counters.values())))
-    store = await stack.enter_async_context(open_store(redis, timed, hosts=settings.processor.host_limits))
+    opened = open_store(redis, timed, hosts=settings.processor.host_limits, rates=own_rates(settings))
+    store = await stack.enter_async_context(opened)
     return Instance(
         settings=settings,
         roles=roles,

@@ -54,19 +54,21 @@ async def open_store(
     timed: Timed = lambda _name, _seconds: None,
     *,
     hosts: Mapping[str, HostSettings] | None = None,
+    rates: Mapping[str, float] | None = None,
     library: Library | None = None,
 ) -> AsyncIterator[JobStore]:
     """Open a `JobStore` on Redis or Valkey, inside a `trio_asyncio` loop.
 
     `hosts` are the limits by host or pattern for downloads that this instance leases. With `None` there are
-    no limits by host, and the delay of a robots.txt is ignored.
+    no limits by host, and the delay of a robots.txt is ignored. `rates` are the starts per second of callback
+    destinations, by group, over the fleet; in a Cluster each shard has an equal part.
 
     Raises:
         ConfigError, StoreUnavailable, StoreRefused: one clear line each, see `open_client`.
     """
     sealer = open_sealer(settings.encryption_keys)
     async with open_client(settings, timed, library=library) as client:
-        yield JobStore(client, sealer, hosts)
+        yield JobStore(client, sealer, hosts, rates)
 
 
 class JobStore(GroupStore):
@@ -88,8 +90,11 @@ class JobStore(GroupStore):
         client: StoreClient,
         sealer: Sealer | None = None,
         hosts: Mapping[str, HostSettings] | None = None,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(client, sealer)
+        shards = client.keys.shards
+        self._rates = {group: str(rate / shards) for group, rate in (rates or {}).items()}
         self._hosts = None
         if hosts is not None:
             self._hosts = {name: host.model_dump(exclude_none=True) for name, host in hosts.items()}
@@ -212,6 +217,8 @@ class JobStore(GroupStore):
         }
         if self._hosts is not None and kind is Kind.DOWNLOAD:
             common["hosts"] = self._hosts
+        if self._rates and kind is Kind.CALLBACK:
+            common["rates"] = self._rates
         if room:
             common["room"] = room
         if types is not None:
@@ -318,6 +325,8 @@ class JobStore(GroupStore):
             rows = [codec.settle(script, settlements[place], self._seal) for place in group]
             if script == "finish" and len(rows) <= MAX_ROWS and any(row["callback"] for row in rows):
                 call |= self._wake_own(Kind.CALLBACK)
+            if self._rates and kind is Kind.CALLBACK:
+                call["rated"] = True
             for place, result in zip(group, await self._run_on_leases(script, call, rows), strict=True):
                 results[place] = result
         return results

@@ -174,6 +174,13 @@ KEYS = (
         holds="callback groups that can run now and are disproven, by turn; they are in `timers` too",
     ),
     Key(
+        name="last_start",
+        parameters=("group",),
+        type="string",
+        ttl="1 / rate",
+        holds="`started` of a callback destination with a rate whose record is gone",
+    ),
+    Key(
         name="proven",
         parameters=("group",),
         type="string",

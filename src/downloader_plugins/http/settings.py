@@ -65,6 +65,9 @@ class DestinationSettings(_Section, frozen=True):
     concurrency: int | None = Field(default=None, ge=1)
     """Most callbacks to the origin in flight, over all instances, in place of `notifier.per_destination`;
     only where `match` has no path."""
+    rate: float | None = Field(default=None, gt=0, le=1e6)
+    """Most callbacks to the origin that are sent in a second, over all instances; only where `match` has no
+    path."""
 
 
 class HttpSettings(_Section, frozen=True):
@@ -143,8 +146,9 @@ def _target(key: str, destination: DestinationSettings, section: HttpSettings) -
     if destination.keyfile and not destination.certfile:
         raise PluginError(f"{key}keyfile: needs certfile")
     match = _match(key, destination.match)
-    if destination.concurrency and match.target != b"/":
-        raise PluginError(f"{key}concurrency: needs a match without a path, since it is of a whole origin")
+    for name in ("concurrency", "rate"):
+        if getattr(destination, name) and match.target != b"/":
+            raise PluginError(f"{key}{name}: needs a match without a path, since it is of a whole origin")
     signs = destination.secret or destination.secrets
     return Target(
         match=match,

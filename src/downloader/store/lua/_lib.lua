@@ -370,6 +370,10 @@ local function forget(kind, group)
     if keep_adjusted(record, group) then return end
     ends = opens(unpack(fields, 3))
     if pace_shown(unpack(fields, 3)) ~= '' then ends = math.max(ends, now + PACE_KEPT_MS) end
+  elseif call.rated then
+    local gate = redis.call('HMGET', record, unpack(GATE))
+    local left = opens(unpack(gate)) - now
+    if left > 0 then redis.call('SET', key_last_start(group), gate[4], 'PX', math.ceil(left)) end
   end
   if ends > now then
     redis.call('HDEL', record, 'limit', 'proxy', 'rate', 'delay', 'token', 'counted')

@@ -9,7 +9,7 @@
 --         suspects: how many tasks under which two workers died this instance works on; absent: 0,
 --         room: how many more tasks the caller can work on, which is idle if it has some left and is woken then,
 --         absent: it is not, types: see `_wake.lua`; absent: all, hosts: limits of hosts, see `_hosts.lua`;
---         absent: none}
+--         absent: none, rates: starts per second of callback destinations, absent: none}
 -- from    pending
 -- to      running, with a new generation
 -- answer  due_ms: ms until more can run (0: at once, -1: nothing known), look_ms: until this instance looks (-1: when
@@ -63,6 +63,20 @@ do -- a script may have 200 local names
       'waited_ms', waited, 'age_ms', now - (tonumber(since or nil) or now), 'result', result,
     }, record[3] or ''
   end
+end
+
+-- Gives the record of a callback destination the rate that this instance has for it, and the last start of the former
+-- record. `gate`: the values of GATE.
+local function follow_rate(group, gate)
+  local record, rate = key_group(kind, group), call.rates and call.rates[group] or false
+  if rate == gate[2] then return end
+  if rate then
+    gate[4] = gate[4] or redis.call('GET', key_last_start(group))
+    redis.call('HSET', record, 'rate', rate, 'started', gate[4] or '')
+  else
+    redis.call('HDEL', record, 'rate')
+  end
+  gate[2] = rate
 end
 
 local excepted = {}
@@ -261,10 +275,12 @@ while #leases < call.count and turns < 2 * call.count + 16 do
   if aside[set] then set = ready_set(kind, group) end
   local queue, running = key_queue(kind, group), key_running(kind, group)
   local head = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
-  local record = redis.call('HMGET', key_group(kind, group), 'limit', unpack(GATE))
+  local gate = redis.call('HMGET', key_group(kind, group), 'limit', unpack(GATE))
+  local limit = tonumber(table.remove(gate, 1) or nil) or 1
+  if kind == 'callback' then follow_rate(group, gate) end
   local id, due, urgent = next_task(kind, group, head)
   local not_before
-  if id and due <= now and opens(unpack(record, 2)) <= now and redis.call('SCARD', running) < (tonumber(record[1] or nil) or 1) then
+  if id and due <= now and opens(unpack(gate)) <= now and redis.call('SCARD', running) < limit then
     local spec = stored_job(id)
     local host = call.hosts and spec and decoded(spec).host
     local task = key_task(kind, id)
@@ -292,7 +308,7 @@ while #leases < call.count and turns < 2 * call.count + 16 do
       add_to(kind, id, 'deliveries', 1)
       if host then redis.call('HSET', task, 'host', host) end
       redis.call('SADD', running, id)
-      note_start(key_group(kind, group), tonumber(head[2]), spec, unpack(record, 2))
+      note_start(key_group(kind, group), tonumber(head[2]), kind == 'download' and spec or '', unpack(gate))
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
       if set ~= key_ready(kind) then unproven = unproven - 1 end
       if set == key_failing() then failing = failing - 1 end
