@@ -321,30 +321,29 @@ def test_a_backend_stuck_in_a_thread_is_left_behind(folder: Path, server: Valkey
 
 @pytest.mark.timeout(120)
 def test_buckets_and_queues_that_are_not_there(
-    folder: Path, server: Valkey, monkeypatch: pytest.MonkeyPatch
+    folder: Path, server: Valkey, moto: Moto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    with Moto() as moto:
-        s3 = {"type": "s3", "bucket": "files", "region": REGION, "endpoint_url": moto.url}
-        sqs = {"region": REGION, "endpoint_url": moto.url, "queues": ["jobs"], "timeout": 40}
-        given = settings(
-            folder, redis=on(server), processor={"filestorage": s3}, backends={"sqs": sqs, "storage": {}}
-        )
-        findings = examined(given, part_s=50, stuck_s=110)
-        assert list(failed(findings)) == ["processor.filestorage"]
-        assert "files" in findings["processor.filestorage"].text
-        assert findings["backends.sqs"].text == "not tried, because the file storage does not open"
-        moto.s3.create_bucket(Bucket="files", CreateBucketConfiguration={"LocationConstraint": "eu-west-2"})
-        findings = examined(given, part_s=50, stuck_s=110)
-        assert list(failed(findings)) == ["backends.sqs"]
-        assert "jobs" in findings["backends.sqs"].text
-        moto.sqs.create_queue(QueueName="jobs")
-        findings = examined(given, part_s=50, stuck_s=110)
-        assert failed(findings) == {}
-        assert findings["processor.filestorage"].text == "s3: wrote and deleted an object"
-        assert moto.s3.list_objects_v2(Bucket="files")["KeyCount"] == 0
-        assert findings["backends.storage"].state is FindingState.OK
+    s3 = {"type": "s3", "bucket": "files", "region": REGION, "endpoint_url": moto.url}
+    sqs = {"region": REGION, "endpoint_url": moto.url, "queues": ["jobs"], "timeout": 40}
+    given = settings(
+        folder, redis=on(server), processor={"filestorage": s3}, backends={"sqs": sqs, "storage": {}}
+    )
+    findings = examined(given, part_s=50, stuck_s=110)
+    assert list(failed(findings)) == ["processor.filestorage"]
+    assert "files" in findings["processor.filestorage"].text
+    assert findings["backends.sqs"].text == "not tried, because the file storage does not open"
+    moto.s3.create_bucket(Bucket="files", CreateBucketConfiguration={"LocationConstraint": "eu-west-2"})
+    findings = examined(given, part_s=50, stuck_s=110)
+    assert list(failed(findings)) == ["backends.sqs"]
+    assert "jobs" in findings["backends.sqs"].text
+    moto.sqs.create_queue(QueueName="jobs")
+    findings = examined(given, part_s=50, stuck_s=110)
+    assert failed(findings) == {}
+    assert findings["processor.filestorage"].text == "s3: wrote and deleted an object"
+    assert moto.s3.list_objects_v2(Bucket="files")["KeyCount"] == 0
+    assert findings["backends.storage"].state is FindingState.OK
 
 
 def test_kafka_that_is_there_and_that_is_not(folder: Path, server: Valkey) -> None:
