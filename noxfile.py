@@ -61,7 +61,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[-1])
 def faults(session: nox.Session) -> None:
-    """The tests that kill, freeze or flood the service, build wheels, or move a gigabyte."""
+    """The tests that kill, freeze or flood the service, build wheels, or move a large file."""
     install(session, "test")
     # One by one in their order, which begins with the longest: see tests/conftest.py.
     pytest(session, "-m", "fault", workers_per_core=2.5, dist=("load", "--maxschedchunk", "1"))
