@@ -45,6 +45,21 @@ OURS = load_library()
 CHANGED = replace(OURS, body=f"{OURS.body}-- another version\n")
 
 
+@pytest.mark.row("F12")
+async def test_a_full_store_can_be_opened_by_the_version_that_it_knows(
+    raw: RawStore, redis_settings: RedisSettings, store: JobStore
+) -> None:
+    raw.command("CONFIG", "SET", "maxmemory", 1)
+    try:
+        async with open_store(redis_settings):
+            pass
+        with pytest.raises(StoreRefused, match="memory is full"):
+            async with open_store(redis_settings, library=CHANGED):
+                pass
+    finally:
+        raw.command("CONFIG", "SET", "maxmemory", 0)
+
+
 def test_all_that_belongs_to_a_call_is_set_when_it_begins() -> None:
     """The server keeps variables of the library's files between calls."""
     shared = "".join(

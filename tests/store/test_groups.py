@@ -443,3 +443,12 @@ async def test_a_group_that_is_due_in_all_shards_is_looked_at_once(
     store = GroupStore(cast("StoreClient", shards))
     await store.tend_groups({shard: ["g"] for shard in range(CLUSTER_SHARDS)})
     assert shards.calls == {"tend": CLUSTER_SHARDS, "group": CLUSTER_SHARDS + 1}
+
+
+async def test_a_group_that_waits_for_a_shard_costs_two_calls_a_look() -> None:
+    """The shard of its name, which may have reopened it, and one that has unfinished jobs."""
+    shards = Shards(silent=False)
+    store = GroupStore(cast("StoreClient", shards))
+    for _ in range(3):
+        await store.tend_groups({0: ["g"]})
+    assert shards.calls["group"] == CLUSTER_SHARDS + 1 + 2 * 2

@@ -394,8 +394,10 @@ async def check_layout(client: StoreClient) -> bool:
     """
     key = client.keys.key(0, "layout")
     ours = {"version": LAYOUT_VERSION, "shards": client.keys.shards}
-    fresh = await client.command("SET", key, json.dumps(ours), "NX") is not None
-    text = await client.command("GET", key)
+    fresh, text = False, await client.command("GET", key)  # a server with full memory refuses SET
+    if text is None:
+        fresh = await client.command("SET", key, json.dumps(ours), "NX") is not None
+        text = await client.command("GET", key)
     if text is None:
         raise StoreUnavailable("the store lost its data while it was asked")
     layout = json.loads(text)
@@ -416,7 +418,7 @@ async def _check_functions(client: StoreClient) -> None:
     """Load the transitions into all servers that answer, and check that they can be called.
 
     Raises:
-        StoreRefused: the server has no functions, or the user may not use them.
+        StoreRefused: the server has no functions, or no memory for ours, or the user may not use them.
     """
     try:
         await client.prepare(0)
@@ -426,6 +428,13 @@ async def _check_functions(client: StoreClient) -> None:
         raise StoreRefused(
             f"functions cannot be used: {reason}; the server must be Redis 7.2 or newer, or Valkey, and its"
             " user needs +fcall and +function"
+        ) from error
+    except StoreUnavailable as error:
+        if "maxmemory" not in str(error):
+            raise
+        raise StoreRefused(
+            "its memory is full, so that the functions of this version cannot be loaded; raise maxmemory, or"
+            " let instances of the former version run until jobs have ended"
         ) from error
     await client.ask(range(1, client.keys.shards), client.prepare, some=True)
 

@@ -29,6 +29,9 @@ _CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{1,20})")
 _DURABLE = frozenset({"seal", "reopen"})
 """Arguments of `group.lua` for what a client asks for."""
 
+MAX_UNFINISHED = 1000
+"""Most groups for which an instance notes a shard that has unfinished jobs."""
+
 Part = Mapping[str, Any]
 """What a shard has of a group; empty for nothing."""
 
@@ -40,6 +43,8 @@ class GroupStore(StoreReader):
         super().__init__(client, sealer)
         self._seal = None if sealer is None else sealer.seal
         self._mark = MemoryMark(client)
+        self._unfinished_in: dict[tuple[str, str], int] = {}
+        """By name and mark of a group that is sealed in all shards: one that had unfinished jobs of it."""
 
     async def group(self, name: str) -> Group | None:
         """A group, or `None`."""
@@ -171,10 +176,18 @@ class GroupStore(StoreReader):
         mark = codec.fields(answer).get("sealed")
         if mark is None:
             return
+        if (shard := self._unfinished_in.pop((name, mark), None)) is not None:
+            [answer] = await self._client.run("group", shard, {}, [{"name": name}])
+            if codec.fields(answer).get("unfinished"):
+                self._unfinished_in[name, mark] = shard
+                return
         row = {"name": name, "seal": True, "mark": mark}
         [parts] = await self._parts([row])
         if "completed" not in parts[home]:
-            if any(part["unfinished"] for part in parts):
+            if unfinished := [shard for shard, part in enumerate(parts) if part["unfinished"]]:
+                if len(self._unfinished_in) >= MAX_UNFINISHED:
+                    self._unfinished_in.clear()
+                self._unfinished_in[name, mark] = unfinished[0]
                 return
             # Shards answer at different times, and a job that failed may be retried meanwhile. If they all
             # answer the same again, no job was unfinished at the time between.

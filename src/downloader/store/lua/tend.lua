@@ -9,7 +9,8 @@
 
 -- A sealed group is looked at this often. An earlier version of the service ends jobs without counting them.
 local LOOK_MS = 60 * 1000
--- When another instance asks the shards of a Cluster, if this one dies.
+-- When another instance asks the shards of a Cluster, if this one dies. The pause grows with the time without a change:
+-- the shard that has unfinished jobs will ask when the last one ends.
 local AGAIN_MS = 5 * 1000
 -- Jobs that one call counts: about 10 ms.
 local COUNTED = 1000
@@ -47,7 +48,8 @@ for item in items() do
       redis.call('DEL', record, members)
       redis.call('ZREM', key_job_groups(), name)
     elseif sealed and in_cluster then
-      redis.call('ZADD', key_job_groups(), now + (unfinished and LOOK_MS or AGAIN_MS), name)
+      local unchanged_ms = math.max(now - math.max(tonumber(sealed) or 0, ended), AGAIN_MS)
+      redis.call('ZADD', key_job_groups(), now + (unfinished and LOOK_MS or math.min(unchanged_ms, LOOK_MS)), name)
       asked[#asked + 1] = name
     elseif sealed then
       redis.call('ZADD', key_job_groups(), now + LOOK_MS, name)
