@@ -432,5 +432,10 @@ async def test_a_cooldown_is_shown_with_its_reason(browse: Browse, page_url: str
         state = seen.page.locator("#aggregations tbody tr td").first
         expect(state).to_contain_text("cooling until")
         expect(state).to_contain_text("429")
+        again = seen.page.get_by_role("button", name="Try a now")
+        again.press("Enter")
+        expect(seen.page.locator("#said")).to_contain_text("The cooldown of a has ended.")
+        expect(state).not_to_contain_text("cooling until")
+        expect(again).to_be_hidden()
 
     await browse(page_url, look)

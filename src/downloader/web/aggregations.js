@@ -46,8 +46,8 @@ function row() {
   const head = make("th", "", name, narrow);
   head.scope = "row";
   const [inFlight, limit, pending] = [make("span"), make("span", "of"), make("td", "count")];
-  const [pause, limits, cancel] = [button("Pause"), button("Limits"), button("Cancel")];
-  for (const element of [pause, limits]) element.dataset.scope = "admin";
+  const [pause, limits, cancel, again] = ["Pause", "Limits", "Cancel", "Try now"].map((text) => button(text));
+  for (const element of [pause, limits, again]) element.dataset.scope = "admin";
   cancel.dataset.scope = "submit";
   // A response to an earlier look would undo what is shown.
   const change = (changed) => {
@@ -59,6 +59,13 @@ function row() {
       const changed = await call("PATCH", path(shown), { paused: !shown.paused });
       change(changed);
       return changed.paused ? `${changed.aggr_id} is paused.` : `${changed.aggr_id} goes on.`;
+    }),
+  );
+  again.addEventListener("click", () =>
+    act(again, async () => {
+      const changed = await call("PATCH", path(shown), { cooling: null });
+      change(changed);
+      return `The cooldown of ${changed.aggr_id} has ended.`;
     }),
   );
   limits.addEventListener("click", () => openLimits(shown, path(shown), change));
@@ -91,12 +98,14 @@ function row() {
     setText(pause, aggregation.paused ? "Resume" : "Pause");
     pause.ariaLabel = `${pause.textContent} ${aggregation.aggr_id}`;
     limits.ariaLabel = `Limits of ${aggregation.aggr_id}`;
+    again.ariaLabel = `Try ${aggregation.aggr_id} now`;
+    again.hidden = aggregation.state !== "cooling";
     cancel.ariaLabel = `Cancel the jobs of ${aggregation.aggr_id}`;
     cancel.hidden = aggregation.in_flight + aggregation.pending === 0;
   }
 
   const slots = make("td", "count", inFlight, limit, meter);
-  const actions = make("td", "actions", pause, " ", limits, " ", cancel);
+  const actions = make("td", "actions", again, " ", pause, " ", limits, " ", cancel);
   return { element: make("tr", "", head, wide, slots, pending, actions), patch };
 }
 
