@@ -207,6 +207,9 @@ class JobSpec:
     user_agent: str = ""
     s3_bucket: str = ""
     s3_region: str = ""
+    storage_url: str = ""
+    """Bucket and prefix of the keys there, without a slash at the end: `gs://NAME/PREFIX`, `az://NAME/PREFIX`,
+    or `s3://NAME/PREFIX` with the name in `s3_bucket` too."""
     subpath: str = ""
     key: str = ""
     """Path of the file under the storage root, in place of `subpath` and the path by id; may contain
@@ -338,12 +341,22 @@ class JobSpec:
         """Seconds from `now` (Unix time in ms) to the deadline; infinite without a deadline."""
         return (self.deadline - now) / 1000 if self.deadline else math.inf
 
+    @property
+    def bucket(self) -> str:
+        """The bucket that the job names: the name in S3, or `gs://NAME` or `az://NAME`; empty without one."""
+        return self.s3_bucket or "/".join(self.storage_url.split("/")[:3])
+
+    @property
+    def prefix(self) -> str:
+        """The beginning of the key in the bucket of `storage_url`; empty, or ends with a slash."""
+        return "".join(f"{part}/" for part in self.storage_url.split("/")[3:])
+
     def storage_key(self, sha256: str) -> str:
-        """Path of the file with this SHA-256 under the storage root."""
+        """Path of the file with this SHA-256 under the storage root, or in the bucket that the job names."""
         if self.key:
-            return self.key.replace(SHA256_FILLING, sha256)
+            return self.prefix + self.key.replace(SHA256_FILLING, sha256)
         path = f"{self.id[:ID_PREFIX_LENGTH]}/{self.id}"
-        return f"{self.subpath}/{path}" if self.subpath else path
+        return self.prefix + (f"{self.subpath}/{path}" if self.subpath else path)
 
 
 _SPEC_DEFAULTS: dict[str, Any] = {

@@ -41,7 +41,7 @@ def parse(data: bytes) -> JobSpec:
         parse_object(data),
         new_id=lambda _: "0" * 14,
         backends=frozenset({"http", "sqs", "kafka", "storage"}),
-        buckets=text_globs(["my-*"]),
+        buckets=text_globs(["my-*", "[ga][sz]://my-*"]),
         egress=EgressPolicy("egress.callbacks"),
     )
 
@@ -114,6 +114,26 @@ def test_every_field_arrives() -> None:
     assert spec.if_modified_since == "Fri, 27 Nov 2026 21:00:00 GMT"
     assert spec.callback(success=False) == ("sqs", "aws.com/sqs/errors")
     assert (spec.s3_bucket, spec.s3_region) == ("my-bucket", "eu-west-2")
+
+
+@pytest.mark.parametrize(
+    ("url", "kept", "bucket", "prefix"),
+    [
+        ("gs://my-bucket", "gs://my-bucket", "gs://my-bucket", ""),
+        ("gs://my-bucket/", "gs://my-bucket", "gs://my-bucket", ""),
+        ("az://my-files/a/b c/", "az://my-files/a/b c", "az://my-files", "a/b c/"),
+        ("s3://my-bucket/a", "s3://my-bucket/a", "my-bucket", "a/"),
+    ],
+)
+def test_a_job_may_bring_a_bucket_by_url(url: str, kept: str, bucket: str, prefix: str) -> None:
+    """Then it needs no callback, and its keys begin with the prefix."""
+    region = {"s3_region": "eu-west-2"} if url.startswith("s3") else {}
+    spec = parse(body(storage_url=url, **region, **NO_CALLBACK))
+    assert (spec.storage_url, spec.bucket, spec.prefix) == (kept, bucket, prefix)
+    assert spec.storage_key("") == f"{prefix}000/{'0' * 14}"
+    keyed = parse(body(storage_url=url, key="x/{sha256}", **region, **NO_CALLBACK))
+    assert keyed.storage_key("7f") == f"{prefix}x/7f"
+    assert JobSpec.from_json(spec.id, spec.to_json()) == spec
 
 
 ACCEPTED = [
@@ -393,6 +413,24 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         for name in ("ab", "a" * 64, "Upper", "a..b", "-ab", "ab-", "1.2.3.4", "a/b", "a_b")
     ),
     ({**BUCKET, "s3_bucket": "your-bucket"}, "bucket_not_allowed", "s3_bucket"),
+    *(
+        ({"storage_url": url}, "malformed", "storage_url")
+        for url in (
+            "my-bucket",
+            "http://my-bucket",
+            "gs://x",
+            "gs://my-bucket//x",
+            "az://my.files",
+            "GS://my-b",
+        )
+    ),
+    ({"storage_url": f"gs://my-bucket/{'x' * 513}"}, "too_long", "storage_url"),
+    ({"storage_url": "gs://my-bucket/abc/abcDEFGHIJKLMN"}, "malformed", "storage_url"),
+    ({"storage_url": "gs://your-bucket"}, "bucket_not_allowed", "storage_url"),
+    ({"storage_url": "s3://your-bucket", "s3_region": "eu"}, "bucket_not_allowed", "storage_url"),
+    ({"storage_url": "s3://my-bucket"}, "required", "s3_region"),
+    ({"storage_url": "az://my-files", "s3_region": "eu"}, "malformed", "s3_region"),
+    ({"storage_url": "gs://my-files", "s3_bucket": "my-bucket"}, "malformed", "s3_bucket"),
     ({**BUCKET, "s3_region": "eu west"}, "malformed", "s3_region"),
     *(
         ({"subpath": path}, "subpath", "subpath")

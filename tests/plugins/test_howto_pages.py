@@ -135,7 +135,7 @@ def test_the_s3_guide_ends_with_a_file_in_the_bucket(folder: Path) -> None:
 
 @pytest.mark.azure
 def test_the_cloud_guide_ends_with_a_file_in_the_container(folder: Path) -> None:
-    _, _, container, doctor, run, submit, look = SHELL.findall(GUIDES["cloud"])
+    _, _, container, doctor, run, submit, look, theirs = SHELL.findall(GUIDES["cloud"])
     configure(folder, "cloud")
     with ExitStack() as stack:
         azurite = stack.enter_context(Azurite(int(PORTS["10000"])))
@@ -147,6 +147,9 @@ def test_the_cloud_guide_ends_with_a_file_in_the_container(folder: Path) -> None
         assert state == "succeeded"
         found = sh(look.replace("UseDevelopmentStorage=true", own), folder)
         assert found.splitlines() == [f"{size} files/{job_id[:3]}/{job_id}"]
+        state, job_id, *_ = sh(f"DOWNLOADER_API=http://127.0.0.1:{PORT} {theirs}", folder).split()
+        assert state == "succeeded"
+        assert f"theirs/{job_id[:3]}/{job_id}" in sh(look.replace("UseDevelopmentStorage=true", own), folder)
 
 
 @walk

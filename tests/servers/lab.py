@@ -137,7 +137,12 @@ async def open_lab(
             open_fetcher(
                 settings=FetchSettings(**settings),
                 policy=EgressPolicy.parse(allow, setting="egress.downloads"),
-                store=Files(settings=Settings(), storage=storage, buckets=_Buckets(own_bucket)).put,
+                store=Files(
+                    settings=Settings(),
+                    storage=storage,
+                    buckets=_Buckets(own_bucket),
+                    clouds=_Buckets(own_bucket),
+                ).put,
                 spool_dir=spool,
                 rng=random.Random(7),
                 limits=limits or small(),

@@ -22,7 +22,7 @@ TOKENS = {
         "scopes": ["submit", "read"],
         "aggregations": ["shop-*", "shared"],
         "destinations": ["https://*.shop.example/*", "sqs:shop-?", "sqs:aws.com/sqs/shop*"],
-        "buckets": ["shop-*"],
+        "buckets": ["shop-*", "gs://shop-*"],
         "proxies": ["http://proxy.shop.example:3128"],
         "keys": ["shop/*"],
     },

@@ -32,6 +32,9 @@ def test_no_secret_is_printed_and_all_else_is(tmp_path: Path) -> None:
         region = {{ env = "SECRET" }}
         aws_secret_access_key = "{CANARY}"
         endpoint_url = "https://u:{CANARY}@s3/?sig={CANARY}"
+        [processor.cloud.az]
+        account_name = "ours"
+        account_key = "{CANARY}"
         [backends.http]
         secrets = ["{CANARY}", "{CANARY}2"]
         timeout = 5
@@ -63,6 +66,7 @@ def test_no_secret_is_printed_and_all_else_is(tmp_path: Path) -> None:
         "aws_secret_access_key": "***",
         "endpoint_url": "https://***@s3/?sig=***",
     }
+    assert shown["processor"]["cloud"]["az"] == {"account_name": "ours", "account_key": "***"}
     assert shown["backends"]["http"] == {"secrets": ["***", "***"], "timeout": 5}
     assert shown["backends"]["kafka"]["bootstrap_servers"] == ["a:1", "***"]
     assert shown["notifier"]["retry_schedule"] == [5, 60, 600, 3600, 21600]

@@ -26,16 +26,18 @@ class Kept:
         self.deleted.append(key)
 
 
-@pytest.mark.parametrize(("bucket", "key"), [("", ""), ("of-the-caller", ""), ("", "a/b")])
-async def test_a_file_where_the_job_wants_it_stays(bucket: str, key: str) -> None:
+@pytest.mark.parametrize(
+    "where", [{}, {"s3_bucket": "theirs", "s3_region": "r"}, {"storage_url": "gs://theirs"}, {"key": "a/b"}]
+)
+async def test_a_file_where_the_job_wants_it_stays(where: dict[str, str]) -> None:
     """Also where the service's own storage is that bucket."""
     storage = Kept()
-    files = Files(settings=Settings(), storage=cast("Any", storage), buckets=cast("Any", None))
-    spec = JobSpec(
-        id=new_id(0, 1), aggr_id="a", aggr_limit=1, url="http://x/", s3_bucket=bucket, s3_region="r", key=key
+    files = Files(
+        settings=Settings(), storage=cast("Any", storage), buckets=cast("Any", None), clouds=cast("Any", None)
     )
+    spec = JobSpec(id=new_id(0, 1), aggr_id="a", aggr_limit=1, url="http://x/", **where)  # type: ignore[arg-type]
     await files.delete(spec)
-    assert storage.deleted == ([] if bucket or key else [spec.storage_key("")])
+    assert storage.deleted == ([] if where else [spec.storage_key("")])
 
 
 @pytest.mark.parametrize(
@@ -48,12 +50,16 @@ async def test_a_file_where_the_job_wants_it_stays(bucket: str, key: str) -> Non
 )
 def test_where_a_file_is_found(configured: str, own: str, found: str) -> None:
     settings = Settings.model_validate({"processor": {"download_url": configured}})
-    files = Files(settings=settings, storage=cast("Any", Kept(own)), buckets=cast("Any", None))
+    files = Files(
+        settings=settings, storage=cast("Any", Kept(own)), buckets=cast("Any", None), clouds=cast("Any", None)
+    )
     spec = JobSpec(id=new_id(0, 1), aggr_id="a", aggr_limit=1, url="http://x/", subpath="a b")
     assert files.url(spec, "") == f"{found}{spec.id[:3]}/{spec.id}"
 
 
 def test_a_key_has_the_digest_of_the_file() -> None:
-    files = Files(settings=Settings(), storage=cast("Any", Kept()), buckets=cast("Any", None))
+    files = Files(
+        settings=Settings(), storage=cast("Any", Kept()), buckets=cast("Any", None), clouds=cast("Any", None)
+    )
     spec = JobSpec(id=new_id(0, 1), aggr_id="a", aggr_limit=1, url="http://x/", key="a/{sha256}.png")
     assert files.url(spec, "7f" * 32) == f"http://127.0.0.1:8000/files/a/{'7f' * 32}.png"

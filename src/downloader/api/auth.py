@@ -244,8 +244,8 @@ def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
         ("aggr_proxy", not spec.aggr_proxy or caller.proxies(spec.aggr_proxy)),
         (destination_field, callback == _NO_CALLBACK or caller.destinations(*callback)),
         ("callback_error_dst", error_callback == _NO_CALLBACK or caller.destinations(*error_callback)),
-        ("s3_bucket", not spec.s3_bucket or caller.buckets(spec.s3_bucket)),
-        ("key", not spec.key or caller.keys(spec.key)),
+        ("storage_url" if spec.storage_url else "s3_bucket", not spec.bucket or caller.buckets(spec.bucket)),
+        ("key", not spec.key or caller.keys(spec.prefix + spec.key)),
     )
     if not all(allowed for _, allowed in fields):
         refused = [field for field, allowed in fields if not allowed]

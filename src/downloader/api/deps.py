@@ -29,7 +29,7 @@ class ApiDeps:
     backends: frozenset[str]
     """Names of the configured notifier backends; any other `callback_type` is refused."""
     buckets: Allows = anything
-    """Whether jobs may use the bucket of this name (`processor.s3.buckets`)."""
+    """Whether jobs may use this `JobSpec.bucket` (`processor.s3.buckets`, `processor.cloud.buckets`)."""
     egress: EgressPolicy
     """The policy of callbacks. A POST is refused if the policy refuses its callback without a DNS look-up."""
     callback_limit: int

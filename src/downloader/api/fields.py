@@ -21,7 +21,7 @@ from downloader.paths import (
     split_folder,
     split_name,
 )
-from downloader.storage import is_bucket_name
+from downloader.storage import BucketUrl, is_bucket_name
 from downloader.wire import MAX_HEADERS, unix_ms
 
 MAX_HEADER_BYTES = 8 * 1024
@@ -132,6 +132,18 @@ def check_path(text: str, code: str) -> Sequence[str]:
     return parts
 
 
+def _storage_url(text: str) -> str:
+    if not text:
+        return text
+    try:
+        url = BucketUrl.parse(text)
+    except ValueError as error:
+        raise FieldError("malformed", str(error)) from None
+    if url.prefix:
+        check_path(url.prefix, "malformed")
+    return f"{url.bucket}/{url.prefix}".removesuffix("/")
+
+
 def _tags(tags: Sequence[str]) -> Sequence[str]:
     for tag in tags:
         if not 0 < len(tag) <= MAX_TAG_CHARS or "," in tag:
@@ -208,6 +220,7 @@ CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "user_agent": _header_value,
     "s3_bucket": _form(is_bucket_name),
     "s3_region": _form(_REGION.fullmatch),
+    "storage_url": _storage_url,
     "subpath": check_subpath,
     "key_exists": lambda text: text or "replace",
     "content_type": _form(_CONTENT_TYPE.fullmatch),

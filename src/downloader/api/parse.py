@@ -29,6 +29,7 @@ from downloader.api.problems import Refused, fault_in, faulty
 from downloader.globs import Allows
 from downloader.model import JobSpec, is_reserved, now_ms
 from downloader.net import EgressPolicy, EgressRefused, Url, is_forbidden
+from downloader.storage import BucketUrl
 from downloader.wire import NO_CALLBACK, DownloadRequest, Fault
 
 _CODES = {
@@ -86,7 +87,7 @@ def parse_job(
         members: `parse_object(body)`.
         new_id: returns a new job id, given the aggregation.
         backends: names of the configured notifier backends.
-        buckets: whether jobs may name this bucket.
+        buckets: whether jobs may name this bucket; see `JobSpec.bucket`.
         egress: the policy of callbacks.
         caller: the submitter, whose allow-lists apply; `None` while the API is open.
         earlier: errors of members that are no fields of a job; first in the response.
@@ -132,13 +133,34 @@ def _checked(given: dict[str, Any]) -> tuple[dict[str, Any], Sequence[Fault]]:
     return fields, sorted(faults, key=lambda fault: _ORDER[fault.field]) if faults else ()
 
 
-def _bucket_faults(fields: Mapping[str, Any], wrong: AbstractSet[str], buckets: Allows) -> Iterator[Fault]:
+def _bucket_faults(fields: dict[str, Any], wrong: AbstractSet[str], buckets: Allows) -> Iterator[Fault]:
+    """The errors of the bucket; sets `s3_bucket` for a `storage_url` that is in S3."""
+    if url := fields.get("storage_url"):
+        yield from _url_faults(fields, wrong, BucketUrl.parse(url), buckets)
+        return
     missing = [name for name in ("s3_bucket", "s3_region") if not (fields.get(name) or name in wrong)]
     if len(missing) == 1:
         yield fault_in(missing[0], "required", "is required with the other one")
     bucket = fields.get("s3_bucket")
     if bucket and not buckets(bucket):
         yield fault_in("s3_bucket", "bucket_not_allowed", "is not allowed by processor.s3.buckets")
+
+
+def _url_faults(
+    fields: dict[str, Any], wrong: AbstractSet[str], url: BucketUrl, buckets: Allows
+) -> Iterator[Fault]:
+    if fields.get("s3_bucket"):
+        yield fault_in("s3_bucket", "malformed", "must be absent if the job has a storage_url")
+    in_s3 = url.scheme == "s3"
+    if in_s3 and not (fields.get("s3_region") or "s3_region" in wrong):
+        yield fault_in("s3_region", "required", "is required with a storage_url in S3")
+    if not in_s3 and fields.get("s3_region"):
+        yield fault_in("s3_region", "malformed", "must be absent if the storage_url is not in S3")
+    if not buckets(url.name if in_s3 else url.bucket):
+        setting = f"processor.{'s3' if in_s3 else 'cloud'}.buckets"
+        yield fault_in("storage_url", "bucket_not_allowed", f"is not allowed by {setting}")
+    if in_s3:
+        fields["s3_bucket"] = url.name
 
 
 def _deadline_faults(fields: Mapping[str, Any]) -> Iterator[Fault]:
@@ -212,7 +234,11 @@ def _complete_callbacks(
         fields |= {"callback_type": "http", "callback_dst": url}
     elif kind == NO_CALLBACK:
         faults += _clear_pair(fields, "callback_type", "callback_dst")
-    elif kind or fields.get("callback_dst") or not (fields.get("s3_bucket") or wrong & _IN_PLACE_OF_PAIR):
+    elif (
+        kind
+        or fields.get("callback_dst")
+        or not (fields.get("s3_bucket") or fields.get("storage_url") or wrong & _IN_PLACE_OF_PAIR)
+    ):
         faults += pair_faults("callback_type", "callback_dst")
     kind = fields.get("callback_error_type")
     if kind == NO_CALLBACK:
@@ -225,7 +251,7 @@ def _complete_callbacks(
     return "callback_url" if url else "callback_dst"
 
 
-_IN_PLACE_OF_PAIR = {"callback_url", "s3_bucket"}
+_IN_PLACE_OF_PAIR = {"callback_url", "s3_bucket", "storage_url"}
 """Fields with which a job needs no `callback_type` and `callback_dst`."""
 
 

@@ -122,7 +122,8 @@ CODES: Mapping[str, str] = {
     "not_an_object": "The body is not a JSON object.",
     "too_deep": "The body has more than 100 levels of nesting.",
     # Fields of a job
-    "bucket_not_allowed": "A bucket that is not in `processor.s3.buckets`; any, without the extra `aws`.",
+    "bucket_not_allowed": "A bucket that is not in `processor.s3.buckets` or `processor.cloud.buckets`; any, "
+    "without the extra `aws` or `cloud`.",
     "characters": "Control or invisible characters.",
     "egress": "`egress.callbacks` does not allow the callback's host.",
     "header_forbidden": "A warning: a header that the downloader sets itself is left out.",

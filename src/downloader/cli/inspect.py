@@ -152,13 +152,16 @@ def list_plugins(settings: Settings) -> tuple[Sequence[Row], PluginError | None]
         installed,
         missing_package,
     )
-    from downloader.storage import OWN_BUCKETS
+    from downloader.storage import CLOUD_BUCKETS, OWN_BUCKETS
 
-    own_buckets = settings.processor.s3.is_set or not missing_package(BUCKETS, OWN_BUCKETS)
+    buckets = (
+        [OWN_BUCKETS] if settings.processor.s3.is_set or not missing_package(BUCKETS, OWN_BUCKETS) else []
+    )
+    buckets += [CLOUD_BUCKETS] if settings.processor.cloud.buckets else []
     used = {
         NOTIFIERS: {name: f"backends.{name}" for name in settings.backends},
         STORAGES: {settings.storage_name: "processor.filestorage"},
-        BUCKETS: {OWN_BUCKETS: f"processor.{OWN_BUCKETS}"} if own_buckets else {},
+        BUCKETS: {name: f"processor.{name}" for name in buckets},
     }
     rows: list[Row] = []
     first: PluginError | None = None

@@ -39,6 +39,8 @@ class JobFlags:
     """A tag of each job; may be given up to eight times."""
     group: Annotated[str, Parameter(name="--group", show_default=False)] = ""
     """The group of the jobs."""
+    storage_url: Annotated[str, Parameter(name="--storage-url", show_default=False)] = ""
+    """A bucket of your own for the files, such as gs://BUCKET/PREFIX or az://CONTAINER."""
     field: Annotated[
         tuple[str, ...], Parameter(name=["--field", "-F"], show_default=False, allow_leading_hyphen=True)
     ] = ()
@@ -57,6 +59,7 @@ class JobFlags:
             **(callback if self.callback else {"callback_type": "none"}),
             **({"tags": self.tag} if self.tag else {}),
             **({"group": self.group} if self.group else {}),
+            **({"storage_url": self.storage_url} if self.storage_url else {}),
             **dict(map(_field, self.field)),
             **priority,
         }

@@ -38,7 +38,7 @@ class TokenSettings(Section):
     """Glob patterns of callback destinations, with the type in front, such as `sqs:shop-*`; URLs of `http`
     callbacks need no type."""
     buckets: list[str] = Field(default_factory=lambda: ["*"])
-    """Glob patterns of `s3_bucket`."""
+    """Glob patterns of buckets: names in S3, and for other clouds `gs://NAME` and `az://NAME`."""
     proxies: list[str] = Field(default_factory=lambda: ["*"])
     """Glob patterns of `aggr_proxy`."""
     keys: list[str] = Field(default_factory=lambda: ["*"])

@@ -155,6 +155,24 @@ class S3Settings(Section):
         return bool(self.buckets) and self != S3Settings()
 
 
+class CloudSettings(Section):
+    """`[processor.cloud]`: for jobs that bring a bucket of Google Cloud Storage or Azure."""
+
+    buckets: list[str] = Field(default_factory=list)
+    """Glob patterns of the buckets that jobs may name, such as `gs://shop-*`. Empty: none."""
+    timeout: Annotated[float, Number, Field(gt=0, le=50, allow_inf_nan=False)] = 30.0
+    """Seconds for a request, which sends at most 8 MiB of a file, or 64 MiB with `key_exists`."""
+    gs: dict[str, str | bool] = Field(default_factory=dict)
+    """Options of the storage `cloud` for Google."""
+    az: dict[str, str | bool] = Field(default_factory=dict)
+    """Options of the storage `cloud` for Azure; `account_name` is required for `az://`."""
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """The section for the factory of the plugin."""
+        return self.model_dump()
+
+
 class HostSettings(Section):
     """`[processor.hosts."NAME"]`: limits of a host for all aggregations together, over the fleet."""
 
@@ -221,6 +239,8 @@ class ProcessorSettings(Section):
     """Where complete files are kept: the table of a storage plugin. Empty: a folder under `data_dir`."""
     s3: S3Settings = Field(default_factory=S3Settings)
     """For jobs with a bucket of the client. Credentials come from boto3's usual chain."""
+    cloud: CloudSettings = Field(default_factory=CloudSettings)
+    """For jobs with a bucket of the client in Google Cloud Storage or Azure."""
 
     @model_validator(mode="after")
     def _rules(self) -> Self:

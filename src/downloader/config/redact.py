@@ -15,6 +15,8 @@ from downloader.net import HIDDEN, redact_url
 _SECRET_NAME = re.compile(r"passw|passphrase|secret|token|key|credential|auth", re.IGNORECASE)
 """Names of keys in a plugin's table that may be secrets; some matches are not."""
 
+_PLUGINS = (("processor", "filestorage"), ("processor", "cloud"))
+
 _SECRET_HEADER = re.compile(r"(proxy-)?authorization|cookie", re.IGNORECASE)
 
 
@@ -52,7 +54,7 @@ def _names_secret(path: tuple[str | int, ...]) -> bool:
     name = str(path[-1])
     if path[:2] == ("processor", "request_headers"):
         return _SECRET_HEADER.fullmatch(name) is not None or _SECRET_NAME.search(name) is not None
-    in_plugin = (path[0] == "backends" and len(path) > 2) or path[:2] == ("processor", "filestorage")  # noqa: PLR2004 - below NAME
+    in_plugin = (path[0] == "backends" and len(path) > 2) or path[:2] in _PLUGINS  # noqa: PLR2004 - below NAME
     return in_plugin and (_SECRET_NAME.search(name) is not None or "headers" in path[2:-1])
 
 

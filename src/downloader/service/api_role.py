@@ -10,12 +10,9 @@ from functools import partial
 import trio
 
 from downloader.api import Api, ApiDeps, serve
-from downloader.globs import text_globs
 from downloader.observe import Event, get_logger
-from downloader.plugins import BUCKETS, missing_package
 from downloader.server import tls_context
-from downloader.service.instance import RESERVE, Instance, own_limits
-from downloader.storage import OWN_BUCKETS
+from downloader.service.instance import RESERVE, Instance, allowed_buckets, own_limits
 from downloader.store import JobStore, limit_of_shard
 from downloader.tasks import background
 
@@ -41,7 +38,7 @@ async def serve_api(
         store=instance.store,
         settings=api,
         backends=frozenset(settings.backends),
-        buckets=text_globs([] if missing_package(BUCKETS, OWN_BUCKETS) else settings.processor.s3.buckets),
+        buckets=allowed_buckets(settings.processor),
         egress=settings.egress.policy("callbacks"),
         callback_limit=limit_of_shard(settings.notifier.per_destination, settings.redis),
         own_limits=own_limits(settings),

@@ -35,7 +35,7 @@ from downloader.paths import private_folder
 from downloader.plugins import BUCKETS, describe, find_cancel, missing_package
 from downloader.service.instance import ROLES, differences, open_host, running_redis
 from downloader.service.start import listen
-from downloader.storage import OWN_BUCKETS, Body, open_buckets, open_storage
+from downloader.storage import CLOUD_BUCKETS, OWN_BUCKETS, Body, open_buckets, open_storage
 from downloader.store import (
     START_S,
     FolderInUse,
@@ -140,10 +140,12 @@ class _Examination:
 
     async def run(self, settings: Settings, part_s: float) -> None:
         """Try all parts."""
+        clouds = ["processor.cloud"] if settings.processor.cloud.buckets else []
         parts: dict[str, Try] = {
             "redis": partial(_try_store, settings, self.compare),
             "processor.filestorage": partial(_try_storage, settings),
             "processor.s3": partial(_try_buckets, settings),
+            **{part: partial(_try_clouds, settings) for part in clouds},
             **{f"backends.{name}": partial(_try_backend, settings, name) for name in settings.backends},
             "spool": partial(trio.to_thread.run_sync, _try_spool, settings, abandon_on_cancel=True),
             "api": partial(try_api, settings.api),
@@ -285,6 +287,12 @@ async def _try_buckets(settings: Settings) -> str:
     if not section.is_set and (missing := missing_package(BUCKETS, OWN_BUCKETS)):
         raise Note(f"jobs' own buckets are refused: the plugin {missing}")
     async with open_buckets(OWN_BUCKETS, section.section):
+        return "opens; nothing to try until a job brings a bucket"
+
+
+async def _try_clouds(settings: Settings) -> str:
+    """As `_try_buckets`."""
+    async with open_buckets(CLOUD_BUCKETS, settings.processor.cloud.section):
         return "opens; nothing to try until a job brings a bucket"
 
 

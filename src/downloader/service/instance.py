@@ -11,15 +11,25 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from downloader.config import EMBEDDED, RedisSettings, Settings, redacted
+from downloader.config import EMBEDDED, ProcessorSettings, RedisSettings, Settings, redacted
 from downloader.fetch import CompleteBody
+from downloader.globs import Allows, text_globs
 from downloader.lifetimes import ExitTimer, opened
 from downloader.model import JobSpec, callback_group, now_ms
 from downloader.net import guarded_client, open_transport, tls_context
 from downloader.notify import Bulkhead, Host
 from downloader.observe import Counters, Traces
+from downloader.plugins import BUCKETS, missing_package
 from downloader.scheduler import Stop
-from downloader.storage import OWN_BUCKETS, Body, Buckets, Storage, buckets_plugin, storage_plugin
+from downloader.storage import (
+    CLOUD_BUCKETS,
+    OWN_BUCKETS,
+    Body,
+    Buckets,
+    Storage,
+    buckets_plugin,
+    storage_plugin,
+)
 from downloader.store import JobStore, embedded_valkey, limit_of_shard
 
 RESERVE = 0.25
@@ -46,14 +56,17 @@ class Files:
     settings: Settings
     storage: Storage
     buckets: Buckets
+    """In S3."""
+    clouds: Buckets
+    """In Google Cloud Storage and Azure."""
 
     async def put(
         self, spec: JobSpec, body: CompleteBody, mime_type: str, still_ours: Callable[[], bool]
     ) -> None:
         """Store a job's file, in the bucket that the job names, if any; see `Fetcher`."""
         storage, metadata = self.storage, {}
-        if spec.s3_bucket:
-            storage = await self.buckets.bucket(spec.s3_bucket, spec.s3_region)
+        if spec.bucket:
+            storage = await self._buckets(spec).bucket(spec.bucket, spec.s3_region)
             metadata = object_metadata(spec.extra)
         await storage.put(
             spec.storage_key(body.sha256),
@@ -79,7 +92,7 @@ class Files:
         Raises:
             StorageError: the file could not be deleted; a later try may succeed.
         """
-        if not spec.s3_bucket and not spec.key:
+        if not spec.bucket and not spec.key:
             await self.storage.delete(spec.storage_key(""))
 
     def url(self, spec: JobSpec, sha256: str) -> str:
@@ -89,12 +102,15 @@ class Files:
         base, the storage's own URL, or below the API's `/files`.
         """
         key = spec.storage_key(sha256)
-        if spec.s3_bucket:
-            return self.buckets.url(spec.s3_bucket, spec.s3_region, key)
+        if spec.bucket:
+            return self._buckets(spec).url(spec.bucket, spec.s3_region, key)
         base = self.settings.processor.download_url
         if not base and (url := self.storage.url(key)):
             return url
         return f"{(base or f'{self.settings.api.local_url}/files').rstrip('/')}/{quote(key)}"
+
+    def _buckets(self, spec: JobSpec) -> Buckets:
+        return self.buckets if spec.s3_bucket else self.clouds
 
 
 @dataclass(slots=True, kw_only=True)
@@ -161,12 +177,26 @@ async def open_files(settings: Settings) -> AsyncIterator[Files]:
     Raises:
         PluginError: one of them cannot be opened.
     """
+    s3, cloud = settings.processor.s3, settings.processor.cloud
     plugins = (
         storage_plugin(settings.storage_name, settings.storage_section),
-        buckets_plugin(OWN_BUCKETS, settings.processor.s3.section, required=settings.processor.s3.is_set),
+        buckets_plugin(OWN_BUCKETS, s3.section, required=s3.is_set),
+        buckets_plugin(CLOUD_BUCKETS, cloud.section, required=bool(cloud.buckets)),
     )
-    async with opened(*plugins) as (storage, buckets):
-        yield Files(settings=settings, storage=storage, buckets=buckets)
+    async with opened(*plugins) as (storage, buckets, clouds):
+        yield Files(settings=settings, storage=storage, buckets=buckets, clouds=clouds)
+
+
+def allowed_buckets(processor: ProcessorSettings) -> Allows:
+    """Whether jobs may name a `JobSpec.bucket`; none whose plugin lacks a package."""
+    s3, cloud = (
+        text_globs([] if missing_package(BUCKETS, name) else patterns)
+        for name, patterns in (
+            (OWN_BUCKETS, processor.s3.buckets),
+            (CLOUD_BUCKETS, processor.cloud.buckets),
+        )
+    )
+    return lambda bucket: (cloud if "://" in bucket else s3)(bucket)
 
 
 @asynccontextmanager

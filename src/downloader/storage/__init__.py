@@ -7,6 +7,7 @@ from downloader.globs import text_globs
 from downloader.groupcommit import CommitAbandoned, GroupCommit
 from downloader.plugins import parse_section
 from downloader.storage.opening import (
+    CLOUD_BUCKETS,
     OWN_BUCKETS,
     buckets_plugin,
     open_buckets,
@@ -25,6 +26,7 @@ from downloader.storage.protocol import (
 from downloader.tasks import background
 
 __all__ = [
+    "CLOUD_BUCKETS",
     "OWN_BUCKETS",
     "Body",
     "BucketUrl",

@@ -111,7 +111,10 @@ class CheckedBuckets:
 
 
 OWN_BUCKETS = "s3"
-"""The plugin for the buckets of jobs (`s3_bucket`)."""
+"""The plugin for the buckets of jobs in S3 (`s3_bucket`)."""
+
+CLOUD_BUCKETS = "cloud"
+"""The plugin for the buckets of jobs in other clouds (`storage_url`)."""
 
 
 @asynccontextmanager

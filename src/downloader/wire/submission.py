@@ -125,6 +125,10 @@ class DownloadRequest(TypedDict, total=False):
     callback optional."""
     s3_region: str
     """The bucket's region."""
+    storage_url: Annotated[str, _described(examples=["gs://shop-pictures/new", "az://pictures"])]
+    """Store in this bucket of the caller: `gs://BUCKET/PREFIX` in Google Cloud Storage,
+    `az://CONTAINER/PREFIX` in Azure, or `s3://BUCKET/PREFIX` with `s3_region`. The file's key follows the
+    prefix. Makes the callback optional."""
     subpath: Annotated[str, _described(maxLength=MAX_FOLDER_BYTES, examples=["images/2026"])]
     """Folder under the storage root, before `<id[0:3]>/<id>`; at most 32 parts, not beginning with a dot, and
     no part that could be another job's file."""
