@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import trio
 from servers.fleet import open_fleet
 from servers.origin import Origin
 from servers.valkey import Valkey
-from servers.wheels import build_wheel, fresh_environment, install, run
+from servers.wheels import build_wheel, install, run, shared_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,17 +66,19 @@ print(
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    return build_wheel(fresh_environment(folder / "build"), ROOT / "client", folder)
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the programs of the fresh environment are."""
+    return shared_environment(
+        tmp_path_factory,
+        "client",
+        lambda programs, folder: install(programs, build_wheel(programs, ROOT / "client", folder)),
+    )
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
-    """Where the programs of the fresh environment are."""
-    programs = fresh_environment(tmp_path_factory.mktemp("client") / "venv")
-    install(programs, wheel)
-    return programs
+def wheel(programs: Path) -> Path:
+    [wheel] = programs.parents[1].glob("*.whl")
+    return wheel
 
 
 async def test_it_works_without_the_service_s_packages(
@@ -99,9 +102,9 @@ async def test_it_works_without_the_service_s_packages(
 
 
 def test_a_program_that_uses_it_is_checked_strictly(programs: Path, tmp_path: Path) -> None:
-    install(programs, "mypy")
     (tmp_path / "program.py").write_text(PROGRAM)
-    assert "no issues found" in run(programs / "mypy", "--strict", "program.py", cwd=tmp_path)
+    mypy = (sys.executable, "-m", "mypy", "--strict", "--python-executable", programs / "python")
+    assert "no issues found" in run(*mypy, "program.py", cwd=tmp_path)
 
 
 def test_its_files_are_those_of_the_service(wheel: Path) -> None:
