@@ -263,3 +263,11 @@ async def test_a_wrong_destination_is_one_clear_error(destination: dict[str, Any
     with pytest.raises(PluginError, match=message):
         async with opened(section(destination)):
             pass
+
+
+@pytest.mark.parametrize("again", ["HTTPS://A.test:443", "https://a.test/"])
+async def test_two_destinations_with_one_match_are_refused(again: str) -> None:
+    destinations = [{"match": match, "concurrency": 1} for match in ("https://a.test", "http://b", again)]
+    with pytest.raises(PluginError, match=r"^destinations\.2\.match: is that of destinations\.0 too$"):
+        async with opened(section(*destinations)):
+            pass

@@ -125,6 +125,12 @@ def read_targets(section: Mapping[str, Any]) -> Sequence[Target]:
     destinations = [
         _target(f"destinations.{place}.", each, settings) for place, each in enumerate(settings.destinations)
     ]
+    places: dict[tuple[object, bytes], int] = {}
+    for place, target in enumerate(destinations):
+        assert target.match is not None
+        first = places.setdefault((target.match.origin, target.match.target.removesuffix(b"/")), place)
+        if first != place:
+            raise PluginError(f"destinations.{place}.match: is that of destinations.{first} too")
     destinations.sort(key=lambda target: len(target.match.target) if target.match else 0, reverse=True)
     default = Target(
         match=None,
