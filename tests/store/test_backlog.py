@@ -112,7 +112,8 @@ def shard(destination: str, pending: int, due: str, following: str) -> list[obje
     load = ["name", destination, "pending", pending, "running", 1, "limit", "4", "due", due]
     kind = ["pending", pending, "groups", 1, "next", following]
     waiting = ["download", kind, "callback", kind, "destinations", [load]]
-    return ["now", 9000, "failed", 2, *waiting, "failed_to", [destination, 2, "of all", 3]]
+    groups = ["job_groups", pending, "sealed", 1]
+    return ["now", 9000, "failed", 2, *waiting, "failed_to", [destination, 2, "of all", 3], *groups]
 
 
 def test_shards_are_one_fleet() -> None:
@@ -125,6 +126,8 @@ def test_shards_are_one_fleet() -> None:
         failed_callbacks=6,
         destinations=[WaitingDestination(destination="a", pending=4, in_flight=2, limit=8, due_at=moment(4))],
         failed_to=[FailedDestination(destination="of all", failed=9)],
+        job_groups=3,
+        sealed_groups=1,
     )
 
 

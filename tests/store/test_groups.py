@@ -249,6 +249,25 @@ async def test_a_late_call_about_an_earlier_seal_changes_nothing(
     assert len((await store.lease(Kind.CALLBACK, "me", 9, 10)).leases) == 2
 
 
+async def test_sealed_groups_are_counted(raw: RawStore, store: JobStore) -> None:
+    async def counted() -> tuple[int, int]:
+        backlog = await store.backlog(9)
+        return backlog.job_groups, backlog.sealed_groups
+
+    await submitted(store, group="open", **NO_CALLBACK)
+    await store.seal_group("complete")
+    await submitted(store, group="g", **NO_CALLBACK)
+    assert await counted() == (3, 0)
+    await store.seal_group("g")
+    await with_callback(store)
+    assert await counted() == (3, 1)
+    await due(raw, store)
+    assert await counted() == (3, 1)
+    for _ in range(2):
+        await ended(store)
+    assert await counted() == (3, 0)
+
+
 async def test_a_callback_that_is_sent_again(store: JobStore) -> None:
     spec = await submitted(store, group="g")
     await store.settle("me", [downloaded(await leased(store), OK, PLAN, 60)])

@@ -165,6 +165,16 @@ METRICS = (
         help="Callbacks that were given up, are kept and can be sent again",
     ),
     Metric(
+        name="downloader_job_groups",
+        type="gauge",
+        help="Groups of jobs; in a Cluster, in the shard with the most of them",
+    ),
+    Metric(
+        name="downloader_job_groups_sealed",
+        type="gauge",
+        help="Groups of jobs that are sealed and not complete: somebody waits for them",
+    ),
+    Metric(
         name="downloader_in_flight",
         type="gauge",
         labels=("kind",),

@@ -505,6 +505,9 @@ def backlog(answers: Iterable[Sequence[Any]], count: int) -> Backlog:
             FailedDestination(destination=name, failed=number)
             for name, number in sorted(failed.items(), key=lambda item: (-item[1], item[0]))[:count]
         ],
+        # A sealed group is in all shards, any other in those that have jobs of it.
+        job_groups=max(shard["job_groups"] for shard in shards),
+        sealed_groups=max(shard["sealed"] for shard in shards),
     )
 
 

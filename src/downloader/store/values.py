@@ -304,6 +304,10 @@ class Backlog:
     failed_to: Sequence[FailedDestination]
     """The destinations with the most failed callbacks, in descending order; counted over `COUNTED_FAILURES`
     callbacks per shard."""
+    job_groups: int = 0
+    """Groups of jobs; in a Cluster, in the shard with the most of them."""
+    sealed_groups: int = 0
+    """Those of them that are sealed and not complete."""
 
 
 class Listed(StrEnum):

@@ -203,6 +203,8 @@ def gauge_values(
         "downloader_downloads_oldest_due_seconds": {(): max(0, waits_s)},
         "downloader_callbacks_oldest_due_seconds": {(): max(0, overdue_s)},
         "downloader_callbacks_failed": {(): backlog.failed_callbacks},
+        "downloader_job_groups": {(): backlog.job_groups},
+        "downloader_job_groups_sealed": {(): backlog.sealed_groups},
         "downloader_in_flight": {("download",): load.downloads, ("callback",): load.callbacks},
         "downloader_instances": {(role,): len(list(of_role)) for role, of_role in reports.items()},
         "downloader_instances_in_trouble": {

@@ -92,6 +92,10 @@ end
 -- unfinished jobs is kept that nobody seals.
 local GROUP_KEPT_MS, GROUP_IDLE_MS = 7 * 24 * 3600 * 1000, 30 * 24 * 3600 * 1000
 
+-- A sealed group is looked at this often, others at the end of the times above. An earlier version of the service ends jobs
+-- without counting them.
+local GROUP_LOOK_MS = 60 * 1000
+
 local complete_job_group, check_job_group
 do -- a script may have 200 local names
   -- A group is complete: its callback, if it has one, becomes pending, as that of a job which has ended. `counts` has its

@@ -9,7 +9,8 @@
 -- answer  now (ms), oldest (when the first download was due that waits for a slot alone, ms; 0: none), failed (callbacks),
 --         download and callback: pending, groups, next (when the first timer is due, ms; 0: none) of each; destinations:
 --         name, pending, running, limit, due (of the first pending callback, ms; 0: none) of each; failed_to: name and
---         number of failed callbacks of each destination, in turn
+--         number of failed callbacks of each destination, in turn; job_groups: how many groups of jobs, sealed: how many of
+--         them are sealed and not complete
 -- repeat  harmless
 
 -- Pending and running tasks of a group, from its score in `groups`.
@@ -67,5 +68,6 @@ end
 return {
   'now', now, 'oldest', oldest_due(), 'failed', redis.call('ZCOUNT', key_failed(), now, '+inf'),
   'download', waiting('download'), 'callback', waiting('callback'), 'destinations', destinations,
-  'failed_to', failed_to,
+  'failed_to', failed_to, 'job_groups', redis.call('ZCARD', key_job_groups()),
+  'sealed', redis.call('ZCOUNT', key_job_groups(), '-inf', now + GROUP_LOOK_MS),
 }

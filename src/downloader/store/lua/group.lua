@@ -50,7 +50,7 @@ for item in items() do
     redis.call('ZADD', key_job_groups(), now, name)
     check_job_group(name)
   elseif not done and item.spec then
-    redis.call('ZADD', key_job_groups(), now + GROUP_IDLE_MS, name)
+    redis.call('ZADD', key_job_groups(), 'NX', now + GROUP_IDLE_MS, name)
   end
   local answer = {}
   if redis.call('EXISTS', record) == 1 then

@@ -75,7 +75,7 @@ for item in items() do
       redis.pcall('HINCRBY', of_group, 'jobs', 1)
       redis.pcall('HSETNX', of_group, 'first_at', now)
       redis.pcall('ZADD', key_members(item.job_group), now, id)
-      redis.call('ZADD', key_job_groups(), 'NX', now, item.job_group)
+      redis.call('ZADD', key_job_groups(), 'NX', now + GROUP_IDLE_MS, item.job_group)
     end
     enqueue('download', id, group, math.max(now, item.due), item.priority)
     touch('download', group)

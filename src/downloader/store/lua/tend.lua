@@ -7,8 +7,6 @@
 -- answer  names of those of which all shards have to be asked, in a Cluster
 -- repeat  nothing, as the groups are not due any more
 
--- A sealed group is looked at this often. An earlier version of the service ends jobs without counting them.
-local LOOK_MS = 60 * 1000
 -- When another instance asks the shards of a Cluster, if this one dies. The pause grows with the time without a change:
 -- the shard that has unfinished jobs will ask when the last one ends.
 local AGAIN_MS = 5 * 1000
@@ -49,10 +47,11 @@ for item in items() do
       redis.call('ZREM', key_job_groups(), name)
     elseif sealed and in_cluster then
       local unchanged_ms = math.max(now - math.max(tonumber(sealed) or 0, ended), AGAIN_MS)
-      redis.call('ZADD', key_job_groups(), now + (unfinished and LOOK_MS or math.min(unchanged_ms, LOOK_MS)), name)
+      local wait_ms = unfinished and GROUP_LOOK_MS or math.min(unchanged_ms, GROUP_LOOK_MS)
+      redis.call('ZADD', key_job_groups(), now + wait_ms, name)
       asked[#asked + 1] = name
     elseif sealed then
-      redis.call('ZADD', key_job_groups(), now + LOOK_MS, name)
+      redis.call('ZADD', key_job_groups(), now + GROUP_LOOK_MS, name)
       check_job_group(name)
     else
       redis.call('ZADD', key_job_groups(), now + GROUP_IDLE_MS, name)
