@@ -12,7 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import tomli_w
@@ -75,13 +75,15 @@ KAFKA_FIXED: Mapping[str, str] = {
 }
 """Keys that have no counterpart, and the reason."""
 
+_EXPECTED: Mapping[type, str] = {str: "a string", float: "a number", dict: "an object"}
+
 _LARGEST = 1e15
 """Bound of numbers: larger than any reasonable value."""
 
 _COMPRESSORS = ("snappy", "lz4", "zstd")
 _BACKENDS = ("http", "kafka", "sqs", "storage")
-_MASTER = ("master", "master_name", "mastername", "name")
-_NODES = ("nodes", "addrs", "addresses", "sentinels", "addr")
+
+_T = TypeVar("_T")
 
 
 def read_old_config(text: str) -> dict[str, Any]:
@@ -117,8 +119,7 @@ def import_config(*files: dict[str, Any]) -> str:
     values: dict[str, Any] = {}
     for file in files:
         _merge(values, file)
-    old = _Table.of(values)
-    new = _Sections()
+    old, new = _Table(values), _Sections()
     new.note("", HEAD)
     _redis(old.table("redis"), new)
     new.note("api", API_NOTE)
@@ -128,7 +129,7 @@ def import_config(*files: dict[str, Any]) -> str:
     new.note("egress.downloads", EGRESS_NOTE)
     new.open("egress.callbacks")
     backends = old.table("backends")
-    for name in list(backends.values):
+    for name in list(backends):
         _backend(name, backends.table(name), new)
     if not any(section.startswith("backends.") for section in new.values):
         new.note("", BACKENDS_NOTE)
@@ -147,55 +148,40 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any], path: str = "") -> N
             raise ConfigError(f"{name} differs from an earlier file")
 
 
-@dataclass(slots=True)
-class _Table:
-    """A table of the predecessor; reading a key removes the key."""
+class _Table(dict[str, Any]):
+    """A table of the predecessor, whose keys are compared without case; reading a key removes the key."""
 
-    values: dict[str, Any]
-    path: str = ""
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any], path: str = "") -> _Table:
-        """A table whose keys are compared without case."""
-        return cls({key.lower(): value for key, value in values.items()}, path)
+    def __init__(self, values: Mapping[str, Any], path: str = "") -> None:
+        super().__init__({key.lower(): value for key, value in values.items()})
+        self.path = path
 
     def name(self, key: str) -> str:
-        return f"{self.path}.{key}" if self.path else key
+        return f"{self.path}.{key}".removeprefix(".")
 
-    def take(self, *keys: str, kind: type | tuple[type, ...], expected: str) -> Any:
-        """Remove the keys; return the value of the first key that is present, else `None`."""
-        present = [key for key in keys if key in self.values]
-        values = [self.values.pop(key) for key in present]
-        if not values or values[0] is None:
-            return None
-        if not isinstance(values[0], kind) or (isinstance(values[0], bool) and kind is not bool):
-            raise ConfigError(f"{self.name(present[0])} must be {expected}")
-        return values[0]
-
-    def mapping(self, key: str) -> dict[str, Any]:
-        return dict(self.take(key, kind=dict, expected="an object") or {})
+    def take(self, kind: type[_T], *keys: str) -> _T:
+        """Remove the keys; return the value of the first key that is present, else an empty one."""
+        values = {key: self.pop(key) for key in keys if key in self}
+        key = next(iter(values), "")
+        value: Any = values.get(key)
+        if value is None:
+            return kind()
+        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+            raise ConfigError(f"{self.name(key)} must be {_EXPECTED[kind]}")
+        if kind is float and not 0 <= value <= _LARGEST:
+            raise ConfigError(f"{self.name(key)} must be a number that is not negative")
+        return float(value) if kind is float else value
 
     def table(self, key: str) -> _Table:
-        return _Table.of(self.mapping(key), self.name(key))
-
-    def text(self, *keys: str) -> str:
-        return str(self.take(*keys, kind=str, expected="a string") or "")
-
-    def number(self, key: str) -> float | None:
-        value = self.take(key, kind=(int, float), expected="a number")
-        if value is not None and not 0 <= value <= _LARGEST:
-            raise ConfigError(f"{self.name(key)} must be a number that is not negative")
-        return None if value is None else float(value)
+        return _Table(self.take(dict, key), self.name(key))
 
     def copy_rest(self, new: _Sections) -> None:
         """Copy keys that exist in the service too; name all other keys in comments."""
         existing = set(known_keys())
-        for key, value in self.values.items():
+        for key, value in self.items():
             if self.name(key) in existing and not isinstance(value, dict):
                 new.set(self.path, key, value)
             else:
                 new.note(self.path, f"{self.name(key)} has no counterpart")
-        self.values = {}
 
 
 @dataclass(slots=True)
@@ -253,10 +239,10 @@ def _is_writable(value: Any) -> bool:
 
 def _redis(old: _Table, new: _Sections) -> None:
     new.open("redis")
-    address = old.text("addr", "address", "host")
-    password, database = old.text("password"), old.number("db")
+    address = old.take(str, "addr", "address", "host")
+    password, database = old.take(str, "password"), int(old.take(float, "db"))
     auth = f":{quote(password, safe='')}@" if password else ""
-    path = f"/{int(database)}" if database else ""
+    path = f"/{database}" if database else ""
     master, nodes = _sentinel(old, new)
     if nodes:
         new.set("redis", "url", f"redis://{auth}{path}" if auth or path else "")
@@ -275,31 +261,35 @@ def _redis(old: _Table, new: _Sections) -> None:
 
 def _sentinel(old: _Table, new: _Sections) -> tuple[str, list[str]]:
     """The master's name and the Sentinels, from an object or a list; both empty without Sentinels."""
-    sentinel = old.take("sentinel", kind=(dict, list), expected="an object or a list")
-    table = _Table.of(sentinel if isinstance(sentinel, dict) else {"nodes": sentinel}, "redis.sentinel")
-    master = table.text(*_MASTER) or old.text("master_name", "master")
-    nodes = table.take(*_NODES, kind=(list, str), expected="a list of host:port") or []
-    for key in table.values:
+    sentinel = old.pop("sentinel", None) or {}
+    table = _Table(sentinel if isinstance(sentinel, dict) else {"nodes": sentinel}, "redis.sentinel")
+    master = table.take(str, "master", "master_name", "mastername", "name")
+    master = master or old.take(str, "master_name", "master")
+    spellings = ("nodes", "addrs", "addresses", "sentinels", "addr")
+    nodes: Any = next(filter(None, [table.pop(key, None) for key in spellings]), [])
+    for key in table:
         new.note("redis.sentinel", f"redis.sentinel.{key} has no counterpart")
-    if bool(nodes) != bool(master):
+    if isinstance(nodes, str):
+        nodes = nodes.split(",")
+    if bool(nodes) != bool(master) or not isinstance(nodes, list):
         raise ConfigError(
             "redis.sentinel must have the name of the master and the addresses of the Sentinels"
         )
-    return master, [str(node).strip() for node in (nodes.split(",") if isinstance(nodes, str) else nodes)]
+    return master, [str(node).strip() for node in nodes]
 
 
 def _api(old: _Table, new: _Sections) -> None:
-    if path := old.text("heartbeat_path"):
+    if path := old.take(str, "heartbeat_path"):
         new.set("api", "heartbeat_path", path + HEARTBEAT, HEARTBEAT_NOTE)
     old.copy_rest(new)
 
 
 def _processor(old: _Table, new: _Sections) -> None:
-    folder = old.text("storage_dir")
+    folder = old.take(str, "storage_dir")
     new.set("processor", "storage_dir", folder)
     _duration(old, "stats_interval", "milliseconds", new)
-    agent, headers = old.text("user_agent"), old.mapping("request_headers")
-    storage = old.table("filestorage").values
+    agent, headers = old.take(str, "user_agent"), old.take(dict, "request_headers")
+    storage = old.table("filestorage")
     old.copy_rest(new)
     if agent or headers:
         merged = {str(name): str(value) for name, value in headers.items()}
@@ -322,11 +312,11 @@ def _processor(old: _Table, new: _Sections) -> None:
 
 def _notifier(old: _Table, new: _Sections) -> None:
     url = "notifier.download_url"
-    new.set("processor", "download_url", old.text("download_url"), f"it was {url}", old=url)
+    new.set("processor", "download_url", old.take(str, "download_url"), f"it was {url}", old=url)
     _duration(old, "stats_interval", "milliseconds", new)
     _duration(old, "deletion_interval", "minutes", new)
     for key in ("max_retries", "retry_backoff", "backoff"):
-        if old.values.pop(key, None) is not None:
+        if old.pop(key, None) is not None:
             new.note(
                 "notifier", f"notifier.{key} has no counterpart: retry_schedule has the delays in seconds"
             )
@@ -334,8 +324,7 @@ def _notifier(old: _Table, new: _Sections) -> None:
 
 
 def _duration(old: _Table, key: str, unit: str, new: _Sections) -> None:
-    value = old.number(key)
-    if value:
+    if value := old.take(float, key):
         new.set(old.path, key, *_in_seconds(value, unit))
 
 
@@ -349,23 +338,23 @@ def _backend(name: str, old: _Table, new: _Sections) -> None:
     if name not in _BACKENDS:
         new.note("", f"{old.path} is left out: it needs a notifier plugin (docs/plugins.md)")
         return
-    if not old.values and name != "http":
+    if not old and name != "http":
         new.note("", f"{old.path} is left out: it is empty")
         return
     new.open(old.path)
-    if old.values.get("timeout") == 0:
-        del old.values["timeout"]
+    if old.get("timeout") == 0:
+        del old["timeout"]
         new.note(old.path, "timeout: 0 was no limit, the default applies")
     if name == "kafka":
         _kafka(old, new)
         return
-    for key, value in old.values.items():
+    for key, value in old.items():
         new.set(old.path, key, value)
 
 
 def _kafka(old: _Table, new: _Sections) -> None:
-    protocol = str(old.values.get("security.protocol", "plaintext")).upper()
-    for key, value in old.values.items():
+    protocol = str(old.get("security.protocol", "plaintext")).upper()
+    for key, value in old.items():
         name = KAFKA_KEYS.get(key)
         if name is None:
             reason = KAFKA_FIXED.get(key)
