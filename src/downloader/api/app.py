@@ -7,11 +7,10 @@ errors into problem documents. Some routes are plain ASGI functions, the others 
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from http import HTTPMethod, HTTPStatus
-from socket import socket
+from typing import Any
 
 import trio
 from pydantic import BaseModel
@@ -49,7 +48,6 @@ from downloader.server import (
     RESERVED,
     AsgiApp,
     HttpError,
-    Limits,
     Message,
     Receive,
     Send,
@@ -305,12 +303,9 @@ _CROWDED = unavailable("too_many_connections", "Too many clients are connected; 
 async def serve(
     app: Api,
     *,
-    sockets: Sequence[socket],
     stop: Callable[[], Awaitable[object]],
-    grace_s: float = 5.0,
-    limits: Limits | None = None,
-    tls: ssl.SSLContext | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    **options: Any,
 ) -> None:
     """Run the API's background tasks and serve the API; arguments as for `serve_http`.
 
@@ -324,13 +319,5 @@ async def serve(
     async with trio.open_nursery() as background:
         await background.start(app.context.intake.run)
         background.start_soon(app.context.events.run)
-        await serve_http(
-            app,
-            sockets=sockets,
-            stop=stopping,
-            grace_s=grace_s,
-            limits=limits,
-            tls=tls,
-            task_status=task_status,
-        )
+        await serve_http(app, stop=stopping, task_status=task_status, **options)
         background.cancel_scope.cancel()

@@ -24,12 +24,13 @@ Schema = Mapping[str, Any]
 _TEXT: Schema = {"type": "string"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Parameter:
     """A parameter of the query, or a header of the request."""
 
     name: str
     description: str
+    _: KW_ONLY
     place: str = "query"
     required: bool = False
     schema: Schema = field(default_factory=lambda: _TEXT)
@@ -114,7 +115,7 @@ class Route(Declaration):
     """Empty if the summary says everything."""
 
 
-CURSOR = Parameter(name="cursor", description="The cursor of an earlier answer; empty: from the start.")
+CURSOR = Parameter("cursor", "The cursor of an earlier answer; empty: from the start.")
 
 BAD_QUERY = "a parameter is malformed"
 

@@ -12,7 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
 import tomli_w
@@ -165,11 +165,12 @@ class _Table(dict[str, Any]):
         value: Any = values.get(key)
         if value is None:
             return kind()
-        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+        types: Any = (int, float) if kind is float else kind
+        if not isinstance(value, types) or isinstance(value, bool):
             raise ConfigError(f"{self.name(key)} must be {_EXPECTED[kind]}")
         if kind is float and not 0 <= value <= _LARGEST:
             raise ConfigError(f"{self.name(key)} must be a number that is not negative")
-        return float(value) if kind is float else value
+        return cast("_T", value)
 
     def table(self, key: str) -> _Table:
         return _Table(self.take(dict, key), self.name(key))

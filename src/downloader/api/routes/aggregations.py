@@ -54,16 +54,16 @@ _COUNT = f"must be from 1 to {PAGE_MAX}."
     "/aggregations",
     scope="read",
     parameters=[
-        Parameter(name="q", description="Only those with this in their name, whatever the case."),
+        Parameter("q", "Only those with this in their name, whatever the case."),
         Parameter(
-            name="sort",
-            description="What they are sorted by; with `-` in front the largest come first. By default"
+            "sort",
+            "What they are sorted by; with `-` in front the largest come first. By default"
             " `-work`, the busiest first.",
             schema={"type": "string", "enum": ["", *SORTS, *(f"-{name}" for name in SORTS)]},
         ),
         Parameter(
-            name="count",
-            description="With `q` or `sort`: how many a page has at the most.",
+            "count",
+            "With `q` or `sort`: how many a page has at the most.",
             schema={"type": "integer", "minimum": 1, "maximum": PAGE_MAX},
         ),
         CURSOR,

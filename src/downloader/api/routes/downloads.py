@@ -52,10 +52,9 @@ _log = get_logger()
     calls_back=True,
     parameters=[
         Parameter(
-            name=_KEY_HEADER,
+            _KEY_HEADER,
+            "The same key with the same job within 24 hours answers the same id and enqueues nothing.",
             place="header",
-            description="The same key with the same job within 24 hours answers the same id and enqueues"
-            " nothing.",
             schema={"type": "string", "pattern": "^[ -~]{1,255}$"},
         )
     ],

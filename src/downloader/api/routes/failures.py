@@ -36,8 +36,8 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
     parameters=[
         *AGGREGATIONS,
         Parameter(
-            name="all",
-            description="Count all failed jobs, for a second at the most; without it the newest"
+            "all",
+            "Count all failed jobs, for a second at the most; without it the newest"
             f" {COUNTED} downloads and callbacks are counted.",
             schema={"type": "string", "enum": ["1", ""]},
         ),

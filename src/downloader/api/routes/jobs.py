@@ -47,19 +47,17 @@ _LOCATION = {"Location": "The job's route."}
 _UNKNOWN = "there is no such job"
 
 AGGREGATIONS = (
-    Parameter(name="aggr_id", description="Only jobs of this aggregation."),
-    Parameter(name="q", description="Only jobs whose aggregation has this in its name, whatever the case."),
+    Parameter("aggr_id", "Only jobs of this aggregation."),
+    Parameter("q", "Only jobs whose aggregation has this in its name, whatever the case."),
 )
 
 _DOWNLOAD = Parameter(
-    name="download",
-    description="Repeat a failed download instead.",
-    schema={"type": "string", "enum": ["1", "0"]},
+    "download", "Repeat a failed download instead.", schema={"type": "string", "enum": ["1", "0"]}
 )
 
 _PURGE = Parameter(
-    name="purge",
-    description="Delete the file and the record of a job that has ended instead, before their time.",
+    "purge",
+    "Delete the file and the record of a job that has ended instead, before their time.",
     schema={"type": "string", "enum": ["1", "0"]},
 )
 
@@ -67,22 +65,17 @@ _TIME = {"type": "string", "anyOf": [{"format": "date-time"}, {"const": ""}]}
 
 _FILTERS = (
     *AGGREGATIONS,
-    Parameter(name="error_code", description="Only jobs whose download ended with this `error_code`."),
+    Parameter("error_code", "Only jobs whose download ended with this `error_code`."),
+    Parameter("destination", "Only jobs with a callback to this destination, written as in `GET /stats`."),
+    Parameter("group", "Only jobs of this group."),
+    Parameter("tags", "Only jobs that have one of these tags, which commas separate."),
     Parameter(
-        name="destination",
-        description="Only jobs with a callback to this destination, written as in `GET /stats`.",
-    ),
-    Parameter(name="group", description="Only jobs of this group."),
-    Parameter(name="tags", description="Only jobs that have one of these tags, which commas separate."),
-    Parameter(
-        name="since",
-        description="Only callbacks that failed, or downloads that ended, at this time (RFC 3339) or later.",
+        "since",
+        "Only callbacks that failed, or downloads that ended, at this time (RFC 3339) or later.",
         schema=_TIME,
     ),
     Parameter(
-        name="until",
-        description="Only callbacks that failed, or downloads that ended, at this time or earlier.",
-        schema=_TIME,
+        "until", "Only callbacks that failed, or downloads that ended, at this time or earlier.", schema=_TIME
     ),
     CURSOR,
 )
@@ -153,18 +146,16 @@ async def _purge(store: JobStore, job_id: str, view: JobView | None) -> Accepted
     "/jobs",
     scope="read",
     parameters=[
+        Parameter("state", "Of the download.", schema={"type": "string", "enum": ["", *State]}),
         Parameter(
-            name="state", description="Of the download.", schema={"type": "string", "enum": ["", *State]}
-        ),
-        Parameter(
-            name="callback",
-            description="The state of the callback, of jobs whose download is over.",
+            "callback",
+            "The state of the callback, of jobs whose download is over.",
             schema={"type": "string", "enum": ["", *_CALLBACK_STATES]},
         ),
         *_FILTERS,
         Parameter(
-            name="count",
-            description="How many jobs a page has at the most.",
+            "count",
+            "How many jobs a page has at the most.",
             schema={"type": "integer", "minimum": 1, "maximum": PAGE},
         ),
     ],

@@ -202,15 +202,7 @@ async def sign_in(context: Context) -> tuple[Session, dict[str, str]]:
     "DELETE",
     _SESSION,
     scope=None,
-    parameters=[
-        Parameter(
-            name="X-Downloader-Page",
-            description="`1`.",
-            place="header",
-            required=True,
-            schema={"const": "1"},
-        )
-    ],
+    parameters=[Parameter("X-Downloader-Page", "`1`.", place="header", required=True, schema={"const": "1"})],
     responses={HTTPStatus.NO_CONTENT: ResponseSpec("The cookie is deleted.", media_type="")},
     problems={HTTPStatus.FORBIDDEN: "the header is missing, or a browser sent it for another site"},
 )
