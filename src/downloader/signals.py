@@ -1,4 +1,4 @@
-"""The signals that stop a process, and the kernel timer that ends a process with a hanging stop."""
+"""The signals that stop a process, the kernel timer for a hanging stop, and points at which a test kills."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 
 import trio
+
+FAILPOINT = "DOWNLOADER_FAILPOINT"
+"""Environment variable with the name of the point at which to die."""
 
 
 @contextmanager
@@ -48,3 +52,19 @@ def set_kill_timer(within_s: float) -> None:
 def _exit_at_once(number: int, _: FrameType | None) -> None:
     """The handler for process 1 of a container, which a signal without a handler does not end."""
     os._exit(128 + number)
+
+
+def failpoint(name: str) -> None:
+    """Kill this process with SIGKILL if `DOWNLOADER_FAILPOINT` names this point; else do nothing.
+
+    Points: `after-lease`, `first-byte`, `before-fsync`, `after-rename`, `before-complete`, `after-complete`,
+    `after-group-seal`, `after-group-complete`.
+    """
+    if _armed() == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@cache
+def _armed() -> str | None:
+    # Cached, because it is called several times for each job.
+    return os.environ.get(FAILPOINT)

@@ -13,9 +13,9 @@ import pytest
 import trio
 
 from downloader.config import RedisSettings
-from downloader.failpoints import VARIABLE
 from downloader.ids import shard_of
 from downloader.model import JobSpec, Kind, Outcome, Verdict
+from downloader.signals import FAILPOINT
 from downloader.store import (
     CLUSTER_SHARDS,
     Accepted,
@@ -136,7 +136,7 @@ async def callbacks(store: JobStore) -> list[JobSpec]:
 async def dies(url: str, point: str) -> None:
     """A process seals the group, and is killed meanwhile."""
     command = [sys.executable, "-c", CHILD, url]
-    ran = await trio.run_process(command, check=False, env={**os.environ, VARIABLE: point})
+    ran = await trio.run_process(command, check=False, env={**os.environ, FAILPOINT: point})
     assert ran.returncode == -signal.SIGKILL
 
 

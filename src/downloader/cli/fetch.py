@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -155,6 +155,9 @@ def _settings(lines: Iterable[str], *, retries: int, unhurried: bool) -> FetchSe
     Raises:
         ConfigError: a line is not a header that may be sent.
     """
+    from pydantic import ValidationError
+
+    from downloader.config import ProcessorSettings
     from downloader.fetch import FetchSettings
 
     defaults = FetchSettings()
@@ -167,7 +170,11 @@ def _settings(lines: Iterable[str], *, retries: int, unhurried: bool) -> FetchSe
             del headers[configured]
         headers[name] = value.strip()
     if lines:
-        _check_headers(headers)
+        try:
+            ProcessorSettings(request_headers=headers)
+        except ValidationError as error:
+            text = error.errors(include_url=False, include_input=False)[0]["msg"]
+            raise ConfigError(f"--header: {text.removeprefix('Value error, ')}") from None
     return FetchSettings(
         retry_backoff=RETRY_BACKOFF_S,
         request_headers=headers,
@@ -175,15 +182,3 @@ def _settings(lines: Iterable[str], *, retries: int, unhurried: bool) -> FetchSe
         download_timeout=defaults.max_download_timeout if unhurried else defaults.download_timeout,
         disk_low=100,  # keep partial files also when the disk is nearly full
     )
-
-
-def _check_headers(headers: Mapping[str, str]) -> None:
-    from pydantic import ValidationError
-
-    from downloader.config import ProcessorSettings
-
-    try:
-        ProcessorSettings(request_headers=dict(headers))
-    except ValidationError as error:
-        text = error.errors(include_url=False, include_input=False)[0]["msg"]
-        raise ConfigError(f"--header: {text.removeprefix('Value error, ')}") from None

@@ -11,7 +11,6 @@ import trio
 
 from downloader.content import SNIFF_BYTES, MimePatterns, image_size, sniff_mime
 from downloader.errors import KeyTaken, StorageError, StorageRefused
-from downloader.failpoints import failpoint
 from downloader.fetch.errors import FetchError, Treatment, explain, own_fault
 from downloader.fetch.expected import Expected
 from downloader.fetch.headers import HeaderMap, conditions, job_headers
@@ -35,6 +34,7 @@ from downloader.fetch.watch import Watch
 from downloader.model import ErrorCode, FileFacts, JobSpec, Lease, ResponseMetadata, now_ms
 from downloader.net import NetError, Route, Transport, Url, UrlError, Use, redact_url
 from downloader.phases import Phases
+from downloader.signals import failpoint
 
 StoreFile = Callable[[JobSpec, CompleteBody, str, Callable[[], bool]], Awaitable[None]]
 """`(job, file, MIME type, still_ours)` -> stores the file where the job's files go.

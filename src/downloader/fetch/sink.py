@@ -15,9 +15,9 @@ from typing import TypeGuard
 
 import trio
 
-from downloader.failpoints import failpoint
 from downloader.fetch.memory import BodyMemory
 from downloader.fetch.spool import Spool
+from downloader.signals import failpoint
 from downloader.tasks import background
 
 BUFFER_BYTES = 1024 * 1024

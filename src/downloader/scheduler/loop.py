@@ -15,7 +15,6 @@ from functools import partial
 import trio
 
 from downloader.backoff import jittered
-from downloader.failpoints import failpoint
 from downloader.groupcommit import GroupCommit
 from downloader.model import Lease, Verdict
 from downloader.observe import Event, get_logger
@@ -23,6 +22,7 @@ from downloader.scheduler.events import Arrivals, Company, Stop, Wake
 from downloader.scheduler.leases import Clock, Held, HeldLease, boottime, keep_leases, sweep_leases
 from downloader.scheduler.limits import Limits
 from downloader.scheduler.work import LeaseEnd, Work
+from downloader.signals import failpoint
 from downloader.store import LOOK_S, JobStore, LeaseRequests, Settled, Settlement, StoreUnavailable
 
 log = get_logger()

@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import Any
 
 from downloader.errors import StoreUnavailable
-from downloader.failpoints import failpoint
 from downloader.model import JobSpec, State
+from downloader.signals import failpoint
 from downloader.store import codec
 from downloader.store.client import StoreClient
 from downloader.store.memory import MemoryMark
