@@ -12,6 +12,10 @@ from time import time
 from typing import Any
 
 import trio
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.utils import parse_socket_addr
 
 from downloader import sockets
 from downloader.server.asgi import AsgiApp, Gone, Headers
@@ -24,38 +28,41 @@ SMALLEST_PIECE_BYTES = 4 * 1024
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
-class Shared:
-    """What all connections of a server have in common."""
+class ServerConfig(Config):
+    """Hypercorn's configuration, with our limits and a `Date` header that is made once a second."""
+
+    _date: tuple[int, Headers] = (0, [])
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.deadlines = {reserved: deadlines(limits, reserved=reserved) for reserved in (False, True)}
         """By whether the connection belongs to the reserve."""
-        self.stopping = trio.Event()
-        """Set when the server stops."""
-        self._date: tuple[int, Headers] = (0, [])
 
-    def response_headers(self) -> Headers:
-        """Headers of each response: `Date`, which is made once a second."""
+    def response_headers(self, protocol: str = "") -> Headers:  # noqa: ARG002  hypercorn's signature
+        """Headers of each response."""
         now = int(time())
         if now != self._date[0]:
             self._date = (now, [(b"date", formatdate(now, usegmt=True).encode())])
         return self._date[1]
 
 
-class Connection:
-    """A connection, to be run once. Every wait for the client is bounded, and nothing is shielded.
+class Connection(TCPServer):
+    """A connection, to be awaited once. Every wait for the client is bounded, and nothing is shielded.
 
     A single task reads the heads and runs the application. From the end of a head to the end of the response,
     bytes are only received when the application calls `receive`.
     """
+
+    app: AsgiApp  # type: ignore[assignment]  # called without hypercorn's wrapper
+    config: ServerConfig
 
     def __init__(
         self,
         app: AsgiApp,
         serve_requests: Callable[[Connection], Awaitable[None]],
         *,
-        shared: Shared,
+        config: ServerConfig,
+        context: WorkerContext,
         open_connections: OpenConnections,
         stream: Any,
     ) -> None:
@@ -64,24 +71,21 @@ class Connection:
         Args:
             app: the application.
             serve_requests: reads requests and sends responses, and returns after the last response.
-            shared: of the server.
+            config: has the limits.
+            context: `terminated` is set when the server stops.
             open_connections: the connections of the server.
             stream: a TCP, unix or TLS stream; owned and closed.
 
         Raises:
             OSError: the connection is closed already.
         """
-        self.app = app
-        self.shared = shared
-        self.stream = stream
-        self.send_lock = trio.Lock()
-        """Held while `100 Continue` is sent."""
+        super().__init__(app, config, context, {}, stream)  # type: ignore[arg-type]  # see `app`
         self.received = Received()
         self.reserved = False
         self.secure = isinstance(stream, trio.SSLStream)
         sock = getattr(stream, "transport_stream", stream).socket
-        self.client = _host_and_port(sock.getpeername())
-        self.server = _host_and_port(sock.getsockname())
+        self.client = parse_socket_addr(sock.family, sock.getpeername())
+        self.server = parse_socket_addr(sock.family, sock.getsockname())
         self.address = client_address(self.client[0]) if self.client else ""
         self._serve_requests = serve_requests
         self._open_connections = open_connections
@@ -103,7 +107,7 @@ class Connection:
 
     def drain(self) -> None:
         """Accept no further request, shorten the time for sending, and close after the response."""
-        deadline = trio.current_time() + self.shared.limits.stop_send_s
+        deadline = trio.current_time() + self.config.limits.stop_send_s
         self._sending.deadline = min(self._sending.deadline, deadline)
         if self._state not in (State.BODY, State.RESPONSE):
             self.cut()
@@ -111,7 +115,7 @@ class Connection:
     def enter(self, state: State, seconds: float | None = None) -> None:
         """Change the state, with a deadline after `seconds`, by default the state's in `deadlines`."""
         if seconds is None:
-            seconds = self.shared.deadlines[self.reserved][state]
+            seconds = self.config.deadlines[self.reserved][state]
         self._state = state
         self._deadline = trio.current_time() + seconds
         self._open_connections.set_waiting(self, waits=state is not State.RESPONSE)
@@ -124,7 +128,7 @@ class Connection:
     async def run(self) -> None:
         """Serve the connection until the close."""
         try:
-            if self.shared.stopping.is_set() or not self._open_connections.add(self):
+            if self.context.terminated.is_set() or not self._open_connections.add(self):
                 return
             try:
                 self.enter(State.HEAD)
@@ -191,8 +195,8 @@ class Connection:
                 raise Gone from None
             if not data:
                 return
-        limits = self.shared.limits
-        seconds = limits.stop_send_s if self.shared.stopping.is_set() else limits.send_s
+        limits = self.config.limits
+        seconds = limits.stop_send_s if self.context.terminated.is_set() else limits.send_s
         with trio.CancelScope(deadline=trio.current_time() + seconds) as scope:
             self._sending = scope
             try:
@@ -213,7 +217,7 @@ class Connection:
         """
         self.enter(State.CLOSING)
         stream: Any = self.stream
-        left_bytes = self.shared.limits.linger_bytes
+        left_bytes = self.config.limits.linger_bytes
         with trio.move_on_at(self._deadline), suppress(OSError, *_BROKEN):
             if self.secure:
                 # Sends close_notify and waits for the client's. Fails if the client sends other bytes, or
@@ -225,11 +229,6 @@ class Connection:
                 await stream.send_eof()
             while left_bytes > 0:
                 left_bytes -= len(await stream.receive_some(self._open_connections.piece_bytes)) or left_bytes
-
-
-def _host_and_port(name: Any) -> tuple[str, int] | None:
-    """As in the ASGI scope; `None` for a unix socket."""
-    return name[:2] if isinstance(name, tuple) else None
 
 
 class OpenConnections:

@@ -10,6 +10,7 @@ from math import inf
 from urllib.parse import unquote
 
 import trio
+from hypercorn.utils import suppress_body
 
 from downloader.errors import first_leaf
 from downloader.model import status_phrase
@@ -31,9 +32,6 @@ from downloader.server.parser import FEED_BYTES, ChunkedBody, Head, bad_request,
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 LAST_CHUNK = b"0\r\n\r\n"
-
-_BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
-"""Final statuses without a body (RFC 9110, 6.4.1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +64,7 @@ def response_head(head: Head, status: int, headers: Headers, common: Headers, *,
         ValueError: a header has a line break, or `Content-Length` is not a number.
     """
     lengths = [int(value) for name, value in headers if name == b"content-length"]
-    bodiless = head.method == "HEAD" or status < HTTPStatus.OK or status in _BODILESS
+    bodiless = suppress_body(head.method, status)
     chunked = not lengths and not bodiless and head.version == "1.1"
     last = last or (not lengths and not bodiless and not chunked)
     fields = [b"%b: %b" % field for field in (*headers, *common)]
@@ -143,7 +141,7 @@ async def _next_head(connection: Connection) -> Head | None:
         HttpError: the head is malformed, incomplete or late.
         Gone: the client has left.
     """
-    limits, received = connection.shared.limits, connection.received
+    limits, received = connection.config.limits, connection.received
     while (data := received.take_head(limits.head_bytes)) is None:
         if received:
             connection.begin_head()
@@ -183,7 +181,7 @@ class Exchange:
             RESERVED: connection.reserved,
         }
         self._connection = connection
-        self._limits = connection.shared.limits
+        self._limits = connection.config.limits
         self._head = head
         self._chunks = ChunkedBody() if head.chunked else None
         self._unread: float = inf if head.chunked else head.length
@@ -317,8 +315,8 @@ class Exchange:
         # No request follows an incomplete request, because bytes of it may still arrive, nor a chunked
         # request, because a proxy may see the end of it elsewhere.
         has_end = self._unread <= len(connection.received) and self._chunks is None
-        last = not (has_end and head.keeps) or connection.reserved or connection.shared.stopping.is_set()
-        common = connection.shared.response_headers()
+        last = not (has_end and head.keeps) or connection.reserved or connection.context.terminated.is_set()
+        common = connection.config.response_headers()
         return response_head(head, message["status"], message["headers"], common, last=last)
 
     async def _send_piece(self, response: ResponseHead, data: bytes, *, ends: bool = False) -> None:
@@ -352,7 +350,7 @@ class Exchange:
             Whether a further request may follow.
         """
         connection, response = self._connection, self._response
-        if not self._complete or response is None or response.last or connection.shared.stopping.is_set():
+        if not self._complete or response is None or response.last or connection.context.terminated.is_set():
             return False
         connection.received.take(int(self._unread))
         return True

@@ -1,7 +1,7 @@
-"""`serve_http`: an HTTP server for an ASGI application, with bounded waits.
+"""`serve_http`: an HTTP server for an ASGI application, based on hypercorn's `TCPServer`, with bounded waits.
 
 Supports HTTP/1.0 and 1.1, with and without TLS, but no WebSockets and no lifespan events.
-`docs/design/http.md` says why hypercorn is not used.
+`docs/design/http.md` says why hypercorn's own server is not used.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from hypercorn.trio.worker_context import WorkerContext
 
 from downloader.errors import ConfigError
 from downloader.observe import Event, get_logger
 from downloader.server.asgi import AsgiApp
-from downloader.server.connection import Connection, OpenConnections, Shared
+from downloader.server.connection import Connection, OpenConnections, ServerConfig
 from downloader.server.exchange import serve_requests
 from downloader.server.limits import Limits
 
@@ -52,19 +53,25 @@ async def serve_http(
         tls: from `tls_context`; `None` for plain TCP.
         task_status: started when the sockets listen.
     """
-    shared = Shared(limits or Limits())
-    open_connections = OpenConnections(shared.limits)
+    config = ServerConfig(limits or Limits())
+    context = WorkerContext(None)
+    open_connections = OpenConnections(config.limits)
 
     async def handle(stream: Any) -> None:
         try:
             connection = Connection(
-                app, serve_requests, shared=shared, open_connections=open_connections, stream=stream
+                app,
+                serve_requests,
+                config=config,
+                context=context,
+                open_connections=open_connections,
+                stream=stream,
             )
         except OSError:  # the connection was closed before the address was read
             await trio.aclose_forcefully(stream)
             return
         try:
-            await connection.run()
+            await connection
         except Exception:  # noqa: BLE001  an error of a connection must not end the others
             _log.exception(Event.API_FAILED)
 
@@ -77,7 +84,7 @@ async def serve_http(
             task_status.started()
             await stop()
             accepting.cancel_scope.cancel()
-        shared.stopping.set()
+        await context.terminated.set()
         connections.cancel_scope.deadline = trio.current_time() + grace_s
         for connection in open_connections.ordinary | open_connections.reserved:
             connection.drain()
