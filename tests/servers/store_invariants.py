@@ -101,6 +101,7 @@ def check_jobs(store: Snapshot) -> None:
     assert jobs <= active, f"lost: {jobs - active}"
     for job_id in store.zset("failed"):
         assert store.hash(f"callback:task:{job_id}").get("state") == "failed"
+        assert "reaping" not in store.hash(f"download:task:{job_id}"), "counted, but nobody can send it again"
     for job_id in store.zset("failed_downloads"):
         assert store.hash(f"download:task:{job_id}").get("state") == "failed"
 

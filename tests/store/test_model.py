@@ -111,9 +111,15 @@ class Model(Expected):
     async def fill(self, kind: Kind) -> None:
         """Make sure that a task waits."""
         if kind is Kind.DOWNLOAD:
-            await self.submit("a", 3)
+            kinds = len(self.jobs) % 4  # with a priority, in a group of jobs, both, neither
+            [job_group, *_] = [name for name in JOB_GROUPS if kinds // 2 and self.takes_jobs(name)] or [""]
+            await self.submit("a", 3, 3 * (kinds % 2), job_group)
         elif held := await self.held(Kind.DOWNLOAD):
             await self.settle_one(*held[0], "failed")
+
+    def takes_jobs(self, job_group: str) -> bool:
+        group = self.job_groups.get(job_group)
+        return group is None or not group.sealed
 
     async def late(self, kind: Kind) -> list[tuple[Lease, str]]:
         """Leases of a kind that were settled or have ended."""
@@ -165,7 +171,7 @@ class Model(Expected):
         expected = Accepted.NEW
         if quota is not None and len(self.counted()) >= QUOTA:
             expected = Accepted.OVER_QUOTA
-        if job_group in self.job_groups and self.job_groups[job_group].sealed:
+        if not self.takes_jobs(job_group):
             expected = Accepted.SEALED
         for _ in range(2):  # the second is a repetition
             [(accepted, _)] = await self.store.submit([Submission(spec=spec, quota=quota)])
@@ -518,18 +524,25 @@ class Model(Expected):
             self.restart_instance(owner)
         for name in JOB_GROUPS:
             await self.seal(name)
+        await self.work_off()
+        await self.check()
+        await self.move_clock(10 * LEASE_MS)
+        await self.reap(dies=False)
+        assert self.jobs == {}
+        await self.move_clock(GROUP_KEPT_MS)
+        await self.reap(dies=False)
+
+    async def work_off(self) -> None:
+        """End all jobs."""
         for _ in range(2 * len(self.jobs) + 2):
+            if all(job.reap_ms is not None for job in self.jobs.values()):
+                break
             for kind in Kind:
                 await self.lease(kind, "x", 9)
                 for lease, _ in self.current():
                     await self.settle_one(lease, "x", "succeeded")
             if self.hosts:  # one start at the slow host, and what else waits for a host tries again
                 await self.move_clock(1000 * 60)
-        await self.move_clock(10 * LEASE_MS)
-        await self.reap(dies=False)
-        assert self.jobs == {}
-        await self.move_clock(GROUP_KEPT_MS)
-        await self.reap(dies=False)
 
     async def leftovers(self) -> set[str]:
         """Keys without a time to live."""
