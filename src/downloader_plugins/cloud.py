@@ -70,6 +70,10 @@ _PAUSES_S = (0.2, 1.0, 2.0, 4.0)
 """Pauses, with jitter, before an upload in parts is repeated because another one of the same key has ended in
 between: Azure then drops the parts."""
 
+_IDLE_S = 2
+"""Seconds for which an idle connection is kept. obstore may close it only then, even if the storage is closed
+before."""
+
 _CLIENTS = 16
 """Number of cached clients, a client for each bucket of jobs. Each takes 40 ms of CPU."""
 
@@ -387,6 +391,7 @@ def _open_bucket(at: BucketUrl, settings: ConnectionSettings, threads: Threads, 
             client_options={
                 "allow_http": settings.base_url(at.scheme).startswith("http://"),
                 "connect_timeout": limit / 2,
+                "pool_idle_timeout": timedelta(seconds=_IDLE_S),
                 "timeout": limit,
             },
             retry_config={
