@@ -62,6 +62,17 @@ level = "warning"
 
 _DESTINATIONS = 100
 
+IN_BATCHES = """\
+[notifier]
+concurrency = {concurrency}
+[[backends.http.destinations]]
+match = "{match}"
+concurrency = {concurrency}
+batch = {batch}
+"""
+
+_BATCH = 100
+
 
 def s10_http(setup: Setup, build: Build, *, jobs: int) -> Result:
     """Callbacks over HTTP to a hundred destinations, drained by a process that is only a notifier."""
@@ -73,6 +84,25 @@ def s10_http(setup: Setup, build: Build, *, jobs: int) -> Result:
         config = HTTP_CONFIG.format(folder=folder / "data", url=store.first)
         measures, faults = _drained(folder, build.python, config, callbacks, ids)
     return Result(name="S10-http", build=build.label, measures=measures, faults=faults)
+
+
+def s10_batches(setup: Setup, build: Build, *, jobs: int) -> Result:
+    """Callbacks over HTTP to one destination, one in a request and up to a hundred, in turn."""
+    measures, faults = dict[str, float](), list[str]()
+    for batch in (1, _BATCH):
+        folder = setup.new_folder()
+        folder.mkdir()
+        with helper("store", folder / "store") as store, sink(1) as callbacks:
+            origin = f"http://127.0.0.1:{callbacks.port}"
+            ids = answer_of("waiting", store.first, "http", f"{origin}/callback", jobs, CONCURRENCY, 1)["ids"]
+            config = HTTP_CONFIG.format(folder=folder / "data", url=store.first)
+            config += IN_BATCHES.format(match=origin, batch=batch, concurrency=CONCURRENCY)
+            drained, wrong = _drained(folder, build.python, config, callbacks, ids)
+        measures |= {f"{name}_batch_{batch}": value for name, value in drained.items()}
+        faults += wrong
+    cpu_ms = [measures[f"cpu_ms_per_callback_batch_{batch}"] for batch in (_BATCH, 1)]
+    measures["cpu_of_batch_1"] = cpu_ms[0] / cpu_ms[1]
+    return Result(name="S10-batches", build=build.label, measures=measures, faults=faults)
 
 
 def s10(setup: Setup, *, jobs: int) -> Result:

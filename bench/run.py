@@ -142,6 +142,8 @@ def _one_build(setup: Setup, plan: Plan, build: Build, say: Say) -> Iterator[Res
     if "S10" in plan.scenarios:
         say(f"S10-http {build.label}: {plan.jobs} callbacks ...")
         yield callbacks.s10_http(setup, build, jobs=plan.jobs)
+        say(f"S10-batches {build.label}: {plan.jobs} callbacks ...")
+        yield callbacks.s10_batches(setup, build, jobs=plan.jobs)
     if "S14" in plan.scenarios:
         say(f"S14 {build.label}: fetch of {plan.fetched} files ...")
         yield fetch.s14(setup, build, files=plan.fetched)

@@ -1,11 +1,12 @@
 """The callback sink: answers every POST with 200 and prints when it came, and what.
 
 `python -m bench.sink [HOSTS]` listens on so many addresses and prints its port, then one line a callback:
-`<CLOCK_MONOTONIC in ns> <body>`.
+`<CLOCK_MONOTONIC in ns> <body>`, also where several come as an array in one POST.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -27,7 +28,9 @@ def main() -> None:
             end = head + 4 + (int(length[1]) if length else 0)
             if len(buffer) < end:
                 break
-            lines.append(b"%d %b\n" % (now, bytes(buffer[head + 4 : end]).replace(b"\n", b" ")))
+            body = bytes(buffer[head + 4 : end])
+            bodies = [json.dumps(each).encode() for each in json.loads(body)] if body[:1] == b"[" else [body]
+            lines.extend(b"%d %b\n" % (now, each.replace(b"\n", b" ")) for each in bodies)
             del buffer[:end]
             answers += 1
         return _RESPONSE * answers
