@@ -98,3 +98,20 @@ async def test_a_group_with_a_refused_job_is_not_sealed(run: Run, api: Served) -
     assert (group.state, group.jobs) == ("open", 1)
     [job] = (await run("jobs", "--state", "pending", "--aggr-id", "h", "--json")).json_lines()
     assert "  group        g\n" in (await run("job", job["id"])).out
+
+
+async def test_jobs_of_a_group_are_listed_retried_and_cancelled(run: Run, api: Served) -> None:
+    for group in ("g", "g", "other"):
+        assert (await run("submit", "https://h/1", "--group", group)).status == 0
+    rows = (await run("jobs", "--group", "g", "--json")).json_lines()
+    assert [(row["group"], row["state"]) for row in rows] == [("g", "pending")] * 2
+    for _ in range(3):
+        await end(api, NO)
+    assert (await run("jobs", "--group", "g")).out == ""
+    assert len((await run("jobs", "--group", "g", "--state", "failed")).out.splitlines()) == 2
+    ran = await run("retry", "--failed", "--download", "--group", "g")
+    assert ran.out == "2 downloads are repeated\n"
+    assert (await run("cancel", "--group", "other")).out == "0 jobs are cancelled\n"
+    assert (await run("cancel", "--group", "g", "--json")).json_lines() == [{"cancelled": 2}]
+    ran = await run("cancel", "--group", "missing")
+    assert (ran.status, ran.complaint) == (1, "There is no group of jobs of this name")

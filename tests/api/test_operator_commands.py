@@ -150,7 +150,7 @@ async def test_all_jobs_of_an_aggregation_are_cancelled(run: Run, api: Served) -
     assert (await run("cancel", "--aggr-id", "a/b")).out == "2 jobs are cancelled\n"
     assert (await run("cancel", "--aggr-id", "a/b", "--json")).json_lines() == [{"cancelled": 0}]
     assert await api.store.aggregation_sizes() == {}
-    assert "give an id, or --aggr-id" in (await run("cancel", "x", "--aggr-id", "a")).complaint
+    assert "give ids, or --aggr-id, or --group" in (await run("cancel", "x", "--aggr-id", "a")).complaint
 
 
 async def test_all_are_paused_and_resumed(run: Run, api: Served) -> None:
@@ -413,9 +413,12 @@ async def test_top_without_a_terminal(run: Run) -> None:
         (["submit", "https://h/", "--priority", "10"], 'Invalid value "10" for --priority.'),
         (["submit", "https://h/", "--api", "nonsense"], "must be an http or https URL, not 'nonsense'"),
         (["job"], "give an id"),
-        (["cancel"], "give an id"),
+        (["cancel"], "give ids"),
+        (["cancel", "x", "--group", "g"], "give ids"),
+        (["cancel", "--aggr-id", "a", "--group", "g"], "give ids"),
         (["jobs", "--state", "done"], 'Invalid value "done" for --state. Choose from: "pending"'),
         (["jobs", "--state", "pending"], "422 query: aggr_id is required for pending jobs"),
+        (["jobs", "--group", "g", "--follow"], "--follow needs --callback"),
         (["jobs", "--since", "2026-11-27"], "422 query: since applies only to jobs whose download is over"),
         (["pause"], "give an id"),
         (["aggregations", "--set", "limit=1"], "--set needs the names of aggregations"),
@@ -425,9 +428,9 @@ async def test_top_without_a_terminal(run: Run) -> None:
         *(
             (
                 ["retry", "x", flag, "tls"],
-                "--aggr-id, -q, --since, --error-code, --destination and --tag need --failed",
+                "--aggr-id, -q, --since, --error-code, --destination, --group and --tag need --failed",
             )
-            for flag in ("--aggr-id", "--error-code", "--destination", "--tag")
+            for flag in ("--aggr-id", "--error-code", "--destination", "--group", "--tag")
         ),
         (["retry", "--failed", "--since", "soon"], "--since"),
     ],

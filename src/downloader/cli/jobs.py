@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from downloader.cli.options import LOCAL, NO_FILTERS, AggrId, Filters, Json, Part, Service, connect, for_each
+from downloader.cli.options import (
+    LOCAL,
+    NO_FILTERS,
+    AggrId,
+    Filters,
+    GroupName,
+    Json,
+    Part,
+    Service,
+    connect,
+    for_each,
+)
 from downloader.cli.output import (
     Cell,
     details,
@@ -114,27 +125,36 @@ def _summary(job: Job) -> list[str]:
     return words
 
 
-def cancel(*job_ids: JobIds, aggr_id: AggrId = None, json_: Json = False, service: Service = LOCAL) -> int:
+def cancel(
+    *job_ids: JobIds,
+    aggr_id: AggrId = None,
+    group: GroupName = None,
+    json_: Json = False,
+    service: Service = LOCAL,
+) -> int:
     """Cancel jobs that wait or are being downloaded.
 
-    The given ones, or with --aggr-id all of an aggregation.
+    The given ones, or all of an aggregation or a group.
     Their callback reports the cancel. A download that is over cannot be cancelled.
     The exit status is 1 if a job is unknown or its download is over.
 
     For example:
       downloader cancel NSb4FOAs9fVaQw
       downloader cancel --aggr-id example.org
+      downloader cancel --group night-17
 
     Args:
         job_ids: Ids of jobs.
         aggr_id: Cancel all jobs of this aggregation.
-        json_: Write a JSON object for each job, or with --aggr-id one with their number.
+        group: Cancel all jobs of this group.
+        json_: Write a JSON object for each job, or without ids one with their number.
     """
-    if (aggr_id is None) == (not job_ids):
-        raise ConfigError("give an id, or --aggr-id")
-    if aggr_id is not None:
+    name = aggr_id if group is None else group
+    if (name is None) == (not job_ids) or None not in (aggr_id, group):
+        raise ConfigError("give ids, or --aggr-id, or --group")
+    if name is not None:
         with connect(service) as client:
-            count = client.cancel_jobs(aggr_id)
+            count = client.cancel_jobs(name) if group is None else client.cancel_group(name)
         line = f"{count} job is cancelled" if count == 1 else f"{count} jobs are cancelled"
         write_result({"cancelled": count}, line, as_json=json_)
         return 0
@@ -202,7 +222,9 @@ def retry(
     if failed == bool(job_ids):
         raise ConfigError("give the ids of jobs, or --failed")
     if not failed and filters != NO_FILTERS:
-        raise ConfigError("--aggr-id, -q, --since, --error-code, --destination and --tag need --failed")
+        raise ConfigError(
+            "--aggr-id, -q, --since, --error-code, --destination, --group and --tag need --failed"
+        )
     if failed:
         with connect(service) as client:
             count = client.retry_failed(download=download, **filters.fields())
@@ -293,28 +315,30 @@ def jobs(
 ) -> int:
     """List jobs of a running service.
 
-    Without --state and --callback it lists the jobs that are being downloaded.
-    A terminal shows a table, a pipe gets tab-separated lines. Lists of jobs that
-    have ended begin with the newest; with --follow the newest come last, and
-    further ones when they and their callbacks have ended.
+    Without --state and --callback it lists the jobs that are being downloaded,
+    with --group those of the group that have not ended. A terminal shows a table,
+    a pipe gets tab-separated lines. Lists of jobs that have ended begin with the
+    newest; with --follow the newest come last, and further ones when they and
+    their callbacks have ended.
 
     For example:
       downloader jobs
       downloader jobs --state failed --since 2h --error-code timeout
       downloader jobs --callback failed --aggr-id example.org -n 20
       downloader jobs --state pending --aggr-id example.org
+      downloader jobs --group night-17
       downloader jobs --state failed --follow
 
     Args:
-        state: State of the download; pending needs --aggr-id.
+        state: State of the download; pending needs --aggr-id or --group.
         callback: Only those whose callback failed or succeeded.
         count: At most so many.
         follow: Go on with the jobs that end from now on, until Ctrl-C.
         json_: Write a JSON object for each.
     """
-    if state is None and callback is None:
+    if state is None and callback is None and filters.group is None:
         state = "running"
-    if follow and callback is None and state in ("pending", "running"):
+    if follow and callback is None and state in (None, "pending", "running"):
         raise ConfigError("--follow needs --callback, or --state succeeded, failed or cancelled")
     with connect(service) as client:
         find = partial(client.jobs, state=state, callback=callback, **filters.fields())

@@ -35,6 +35,7 @@ Json = Annotated[bool, Parameter(name="--json", show_default=False)]
 
 AggrId = Annotated[str | None, Parameter(name=["--aggr-id", "--aggr"])]
 Part = Annotated[str | None, Parameter(name="-q")]
+GroupName = Annotated[str | None, Parameter(name="--group")]
 Tags = Annotated[tuple[str, ...], Parameter(name="--tag", show_default=False)]
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -73,6 +74,8 @@ class Filters:
     """Only those with a callback to it, such as "http https://client.example"."""
     since: Annotated[datetime | None, Parameter(name="--since", converter=_time)] = None
     """Only those that ended at this time or later: 2026-11-27T08:00, yesterday, or 2h ago."""
+    group: GroupName = None
+    """Only those of this group."""
     tag: Tags = ()
     """Only those with this tag, or one of several."""
 
