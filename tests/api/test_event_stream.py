@@ -143,6 +143,7 @@ async def test_a_snapshot_of_the_fleet(api: Served) -> None:
                 "limit": 2,
                 "paused": False,
                 "cooling_until": None,
+                "pace": None,
             },
             {
                 "aggr_id": "b",
@@ -151,6 +152,7 @@ async def test_a_snapshot_of_the_fleet(api: Served) -> None:
                 "limit": 2,
                 "paused": False,
                 "cooling_until": None,
+                "pace": None,
             },
         ],
         "more_aggregations": 0,

@@ -29,7 +29,7 @@ TYPED = {
     "docs/howto/generated-clients.md",  # tools/generated.py
     "docs/write-a-plugin.md",  # tests/plugins/test_plugins_page.py
     *(
-        f"docs/howto/{name}.md" for name in ("keys", "s3", "kafka", "sqs", "tls", "backups")
+        f"docs/howto/{name}.md" for name in ("keys", "s3", "cloud", "kafka", "sqs", "tls", "backups")
     ),  # test_howto_pages.py
 }
 """Pages whose commands are run as they stand."""

@@ -265,7 +265,7 @@ from downloader_plugins.filesystem import open_filesystem
 async def main(url, root, spool):
     async with open_filesystem({"rootdir": root}, StorageHost()) as storage, open_fetcher(
         settings=FetchSettings(), policy=EgressPolicy.parse(["127.0.0.1"], setting="x"),
-        store=Files(settings=Settings(), storage=storage, buckets=None).put,
+        store=Files(settings=Settings(), storage=storage, buckets=None, clouds=None).put,
         spool_dir=Path(spool), rng=random.Random(),
     ) as fetcher:
         spec = JobSpec(id="00000000000001", aggr_id="a", aggr_limit=1, url=url)

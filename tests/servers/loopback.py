@@ -13,6 +13,7 @@ import trustme
 
 from downloader.net import NameNotResolved, Transport
 from downloader.net.stream import Stream
+from downloader.phases import Phases
 
 Handler = Callable[[trio.SocketStream], Any]
 
@@ -40,8 +41,8 @@ class Changed:
         self._inner, self._change = transport.dialer, change
         transport.dialer = self  # type: ignore[assignment] # as far as it is asked here
 
-    async def connect(self, host: str, port: int) -> Stream:
-        stream = await self._inner.connect(host, port)
+    async def connect(self, host: str, port: int, phases: Phases | None = None) -> Stream:
+        stream = await self._inner.connect(host, port, phases)
         self._change(stream)
         return stream
 
