@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import socket
 import tracemalloc
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from time import thread_time
@@ -68,6 +69,29 @@ async def test_a_body_of_unknown_length_is_chunked() -> None:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"transfer-encoding: chunked" in head.lower()
     assert body == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
+
+
+async def test_requests_sent_at_once_do_not_keep_other_tasks_waiting() -> None:
+    turns = 0
+    turns_before: list[int] = []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        turns_before.append(turns)
+        await stream_pieces(scope, receive, send)
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count_turns)
+        await ask(app, 10 * GET.replace(b"Connection: close\r\n", b"") + GET)
+        nursery.cancel_scope.cancel()
+    # Trio runs the tasks of a turn in any order, so the last of a turn may be the first of the next.
+    assert len(turns_before) == 11
+    assert max(Counter(turns_before).values()) <= 2
 
 
 async def test_head_has_no_body() -> None:

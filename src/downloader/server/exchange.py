@@ -101,6 +101,8 @@ def _status_line(status: int) -> bytes:
 async def serve_requests(connection: Connection) -> None:
     """Answer the requests of a connection until no further request may follow."""
     while await _serve_request(connection):
+        if connection.received:  # requests that were sent at once do not keep all other tasks waiting
+            await trio.lowlevel.cancel_shielded_checkpoint()
         connection.enter(State.IDLE)
 
 
