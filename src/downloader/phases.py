@@ -24,6 +24,9 @@ _NAMES = {letter: name for name, letter in _LETTERS.items()}
 _MAX_URL_CHARS = 200
 """Longest URL of a redirect that is kept."""
 
+_MAX_DIGITS = 15
+"""Longest number that is read; Python refuses to read very long ones."""
+
 _LONG_S = 1.0
 """The phases of a success are kept if the attempt took at least as long. Most successes take less, and their
 records stay short."""
@@ -73,8 +76,12 @@ class Phases:
             status, _, url = value.partition(":")
             if letter == "a":
                 phases.address = value
-            elif letter in _NAMES and value.isascii() and value.isdecimal():
+            elif letter in _NAMES and _is_number(value):
                 phases.seconds[_NAMES[letter]] = int(value) / 1000
-            elif letter == "r" and status.isascii() and status.isdecimal():
+            elif letter == "r" and _is_number(status):
                 phases.redirects.append((int(status), unseal(url)))
         return phases
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS

@@ -93,5 +93,7 @@ async def test_long_urls_are_cut() -> None:
 
 
 async def test_damaged_and_newer_words_are_ignored() -> None:
-    phases = Phases.from_text("q d-1 bx z9 s² rxx:http://h/ r f5 \0", str)
+    phases = Phases.from_text(
+        f"q d-1 bx z9 s² rxx:http://h/ r f5 \0 t{'9' * 400} c{'9' * 5000} r{'9' * 5000}:u", str
+    )
     assert (phases.seconds, phases.redirects) == ({"first_byte": 0.005}, [])
