@@ -340,8 +340,8 @@ class Expected:
     def note_ended(self, job: Job) -> None:
         """A job has ended, its callback included."""
         job.reap_ms = self.now_ms + KEEP_MS
-        if job.spec.group:
-            group = self.job_groups[job.spec.group]
+        group = self.job_groups.get(job.spec.group)
+        if group is not None and job.spec.id in group.unfinished:  # else it was complete before a retry
             group.unfinished.remove(job.spec.id)
             group.ended[job.tasks[Kind.DOWNLOAD].state] += 1
             self.complete(group)
