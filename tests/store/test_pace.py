@@ -142,7 +142,10 @@ async def test_an_aggregation_starts_with_half_of_its_rate(store: JobStore, cloc
 
 @pytest.mark.parametrize(
     ("had", "running", "pace"),
-    [((8.0, 1), 1, 4), ((8.0, 2), 8, 16), ((8.0, 8), 8, 4), ((0.0, 8), 8, None), (None, 8, None)],
+    [
+        *(((8.0, 1), 1, 4), ((8.0, 2), 8, 16), ((8.0, 8), 8, 4), ((0.0, 8), 8, None), (None, 8, None)),
+        pytest.param((0.1, 8), 8, 0.5, id="few came, or few are accepted"),
+    ],
 )
 async def test_other_instances_are_taken_to_start_as_often(
     store: JobStore, clock: StoreClock, had: tuple[float, int] | None, running: int, pace: float | None

@@ -20,8 +20,9 @@ do -- a script may have 200 local names
   -- still count the requests of the time before the cooldown.
   local SETTLED_MS = 60 * 1000
 
-  -- The lowest pace at the beginning: a site that refuses everything is not to cost hours after its repair.
-  local MIN_PER_S = 1 / 60
+  -- The lowest pace at the beginning. What was measured may be low because few jobs came, and a site that refuses some
+  -- URLs at any rate would halve the pace again and again. For a site that allows even less there are its cooldowns.
+  local MIN_PER_S = 0.5
 
   local function read(pace)
     local per_s, began, refused = string.match(pace or '', '^(%S+) (%S+) (%S+)$')
