@@ -413,6 +413,9 @@ async def test_running_jobs_have_their_bytes_so_far(serving: Serving, store: Job
     await store.submit([Submission(spec=spec_for(store, "a", aggr_limit=2)) for _ in range(2)])
     long, just_begun = (await store.lease(Kind.DOWNLOAD, "me", 2, 60)).leases
     await store.report("one", "processor", {"instance": "host-1", "running": {long.id: 7, "gone": 1}}, 60)
+    oddities: list[object] = [[], None, {long.id: "7"}, {long.id: None}]
+    for odd in oddities:
+        await store.report(f"newer {odd}", "processor", {"running": odd}, 60)
     for name, instance in (("all-", "host-1"), ("own-", "")):
         headers = {"Authorization": f"Bearer {name * 5}"}
         jobs = (await api.client.get("/jobs?state=running", headers=headers)).json()["jobs"]

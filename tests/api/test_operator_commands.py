@@ -258,6 +258,7 @@ async def test_jobs(run: Run, api: Served, monkeypatch: pytest.MonkeyPatch) -> N
     [line] = (await run("jobs", "--state", "failed", "--aggr-id", "h")).out.splitlines()
     assert line.split("\t")[:3] == [rows[0]["id"], "failed", "failed"]
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "25")  # without it Rich ignores COLUMNS of a dumb terminal
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
     await run("jobs", "--state", "failed")

@@ -62,7 +62,8 @@ class Pace:
     history_s: float = 5.0
     """Time between two samples of the history, as between two reports of an instance by default."""
     stall_s: float = 600.0
-    """Downloads do not progress if one has been due and no attempt has ended for this long."""
+    """Downloads do not progress if one has been due, no attempt has ended and none has received a byte, for
+    this long."""
     alive_s: float = 15.0
     """Silence after which an `alive` event is sent; proxies close silent streams after 30 s or more."""
 

@@ -36,11 +36,14 @@ def progress_of(reports: Iterable[Mapping[str, Any]], *, named: bool) -> Mapping
     """How far the running downloads are that the processors have reported, by job id.
 
     The names of instances begin with their hosts' names, so `named` is for callers that may see the fleet.
+    A report of another version may lack the member, or have one of another form.
     """
     return {
         job_id: Progress(received=received, instance=str(report.get("instance", "")) if named else "")
         for report in reports
-        for job_id, received in report.get("running", {}).items()
+        if isinstance(running := report.get("running"), Mapping)
+        for job_id, received in running.items()
+        if isinstance(received, int)
     }
 
 

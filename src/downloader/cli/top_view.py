@@ -120,7 +120,7 @@ def _troubles(state: Mapping[str, Any]) -> Sequence[Text]:
             hosts.setdefault(name, set()).add(str(row.get("host", "")))
     lines = [f"{TROUBLES.get(name, name)}: {', '.join(sorted(names))}" for name, names in hosts.items()]
     if state.get("stalled"):
-        lines.append("downloads do not progress: no attempt has ended for ten minutes")
+        lines.append("downloads do not progress: no attempt has ended or received a byte for ten minutes")
     return [Text(escape(line), "bold red", overflow="ellipsis", no_wrap=True) for line in sorted(lines)]
 
 
