@@ -268,10 +268,10 @@ async def test_what_no_job_can_name_is_no_aggregation(api: Served, name: str) ->
 async def test_an_operator_ends_a_cooldown(api: Served) -> None:
     await submit(api.store, count=2, aggr_limit=2)
     [lease] = (await api.store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
-    pause = Cooldown(seconds=600, asked=True, had=StartRate(0.4, 1))
+    pause = Cooldown(seconds=600, asked=True, had=StartRate(4.0, 1))
     await api.store.settle("me", [tried_again(lease, Outcome(verdict=Verdict.THROTTLED, cooldown=pause), 0)])
     found = await shown(api)
-    assert (found["state"], found["pace"]) == ("cooling", 0.2)
+    assert (found["state"], found["pace"]) == ("cooling", 2.0)
     assert await granted(api.store) == 0
     ended = await patched(api, cooling=None)
     assert (ended["cooling_until"], ended["pace"]) == (None, None)
