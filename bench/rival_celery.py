@@ -13,6 +13,7 @@ app = Celery("rival", broker=os.environ["RIVAL_BROKER"])
 app.conf.update(task_acks_late=True, worker_prefetch_multiplier=4, task_ignore_result=True)
 
 session = requests.Session()
+session.trust_env = False  # a `REQUESTS_CA_BUNDLE` would win over `verify`
 session.verify = os.environ["SSL_CERT_FILE"]
 
 

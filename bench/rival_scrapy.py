@@ -33,7 +33,7 @@ def main() -> None:
             "FILES_STORE": sys.argv[2],
             "CONCURRENT_REQUESTS": int(sys.argv[3]),
             "CONCURRENT_REQUESTS_PER_DOMAIN": int(sys.argv[3]),
-            "LOG_LEVEL": "WARNING",
+            "LOG_LEVEL": "CRITICAL",
             "TELNETCONSOLE_ENABLED": False,
         }
     )
