@@ -63,6 +63,7 @@ url = "{store}"
 [processor]
 concurrency = {concurrency}
 grace = 10
+retry_backoff = 1
 ca_file = "{ca_file}"
 [processor.filestorage]
 type = "filesystem"
