@@ -24,6 +24,7 @@ from downloader.cli.jobs import backlog, cancel, events, failures, job, jobs, re
 from downloader.cli.receive import receive
 from downloader.cli.roles import api, notifier, processor, run
 from downloader.cli.setting_up import completion, config_check, config_init, new_plugin, token_new
+from downloader.cli.sizing import size
 from downloader.cli.submit import submit
 from downloader.cli.top import top
 from downloader.errors import ConfigError, DownloaderError, leaves
@@ -50,7 +51,7 @@ COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
         backlog,
         events,
     ),
-    "Inspect": (doctor, health, plugins, new_plugin, config, import_config, completion, version),
+    "Inspect": (doctor, health, plugins, new_plugin, config, import_config, size, completion, version),
 }
 """The commands under the headings of `downloader --help`. The name of a function is the command's, the
 docstring is the help."""

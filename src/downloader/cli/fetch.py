@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from downloader.cli.fetch_folder import open_output
-from downloader.cli.options import HOST_LIMIT, Json, read_lines
+from downloader.cli.options import HOST_LIMIT, Json, parse_bytes, read_lines
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def fetch(
         MimePatterns.parse(mime)
     except ValueError as error:
         raise ConfigError(f"--mime: {error}") from None
-    bytes_per_s = _bytes(max_rate) if max_rate else None
+    bytes_per_s = parse_bytes(max_rate, "--max-rate") if max_rate else None
     settings = _settings(header, retries=retries, unhurried=bytes_per_s is not None)
     with tempfile.TemporaryFile("w+", encoding="utf-8") as checked:
         count = _check(urls, from_file, checked)
@@ -131,22 +131,6 @@ def _check(urls: Iterable[str], from_file: str, checked: TextIO) -> int:
         raise ConfigError("nothing to fetch: give URLs, or --from-file")
     checked.seek(0)
     return len(digests)
-
-
-def _bytes(text: str) -> int:
-    """The value of `--max-rate`.
-
-    Raises:
-        ConfigError: it is no number of bytes, or 0.
-    """
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
-    try:
-        if (size := TypeAdapter(ByteSize).validate_python(text)) > 0:
-            return size
-    except ValidationError:
-        pass
-    raise ConfigError('--max-rate: must be a number of bytes, or like "500KiB"')
 
 
 def _settings(lines: Iterable[str], *, retries: int, unhurried: bool) -> FetchSettings:

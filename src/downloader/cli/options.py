@@ -42,6 +42,22 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _AGE = re.compile(r"([0-9]{1,6})([smhdw])")
 
 
+def parse_bytes(text: str, flag: str) -> int:
+    """The number of bytes in the value of a flag, such as `500KiB` or `2MB`.
+
+    Raises:
+        ConfigError: it is no number of bytes, or 0.
+    """
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        if (size := TypeAdapter(ByteSize).validate_python(text)) > 0:
+            return size
+    except ValidationError:
+        pass
+    raise ConfigError(f'{flag}: must be a number of bytes, or like "500KiB"')
+
+
 def _time(_type: object, tokens: Sequence[Token]) -> datetime:
     """The time of a flag; one without a zone is local time."""
     text, now = tokens[0].value, datetime.now().astimezone()
