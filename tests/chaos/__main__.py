@@ -26,6 +26,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0, help="how long faults are caused")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="repeats a schedule of faults")
     parser.add_argument("--pace", type=float, default=1.2, help="seconds from one fault to the next")
+    parser.add_argument("--processors", type=int, default=2, help="besides `run --processes 2`")
+    parser.add_argument(
+        "--cluster", action="store_true", help="on a Cluster, without faults of the links to it"
+    )
     chosen = parser.parse_args()
     # The path must be short, because it has unix sockets in it.
     folder = Path(tempfile.mkdtemp(prefix="dlx-"))
@@ -38,6 +42,8 @@ def main() -> int:
                 seconds=60 * chosen.minutes,
                 say=say,
                 pace_s=chosen.pace,
+                processors=chosen.processors,
+                clustered=chosen.cluster,
             )
         )
     except BaseExceptionGroup as group:

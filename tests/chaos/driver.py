@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,37 +18,49 @@ import httpx2
 import redis
 import trio
 
-from chaos.history import History, Violation, judge, losses
+from chaos.history import GroupRecord, History, Record, Violation, judge, losses
+from chaos.job_groups import JobGroups
 from chaos.load import Load
-from chaos.reading import look, read_fleet, read_keys, read_load, read_records
+from chaos.reading import (
+    look,
+    look_at_group,
+    read_fleet,
+    read_groups,
+    read_keys,
+    read_load,
+    read_records,
+)
 from chaos.schedule import STORE, Fault, Kind, make_schedule
+from chaos.stores import Stores, open_stores
+from downloader.store import CLUSTER_SHARDS
 from servers.fault_proxy import FaultProxy, open_fault_proxy
 from servers.fleet import BRIEF, GRACE_S, LEASE_S, SLACK_S, SWEEP_S, Fleet, Running, merged, open_fleet
 from servers.origin import open_origin
 from servers.sink import open_sink
-from servers.valkey import Valkey
 
-PREFIX = "downloader:1:{0}:"
 LATE_S = SWEEP_S + SLACK_S
 """How long after the end of a lease another instance must have the task."""
 
 SETTLE_S = 60.0
-"""How long all jobs and callbacks may take to end after the faults."""
+"""How long after the faults no further job or group of jobs may end before the rest is given up."""
 
-STOP_S = GRACE_S + 3.0
-"""A stop takes at most the grace period; the 3 s are for a busy machine."""
+STOP_S = GRACE_S + 10.0
+"""A stop takes at most the grace period; the rest is for a busy machine."""
 
 _LOOK_S = 0.2
 _RESTART_S = 0.2
-_START_S = 120.0
+_START_S = 600.0
+"""Until all members work: more than twenty may start at once, on a busy machine."""
 
 TABLES: dict[str, dict[str, Any]] = {
-    "redis": {"durability": "aof", "timeout": 1.0},
+    "redis": {"timeout": 1.0},
     # Fewer than the limits allow together, so that one process alone cannot take all downloads.
     "processor": {"concurrency": 8, "download_url": "http://files.test"},
     # Many quick retries: the receiver never fails for long, but this machine may be slow.
     "notifier": {"retry_schedule": [0.2] * 20, "concurrency": 16},
 }
+
+Look = Callable[[httpx2.AsyncClient, int, str], Awaitable[Record | GroupRecord | None]]
 
 NO_STORE = frozenset([Kind.CUT, Kind.RESET, Kind.LOSE])
 """A process that is being started may end because of these, as if there were no store."""
@@ -118,6 +130,7 @@ class Report:
         states = Counter(record.state for record in self.history.records.values())
         kills = sum(self.done[kind] for kind in (Kind.KILL, Kind.KILL_CHILD, Kind.STORE_KILL))
         freezes = sum(self.done[kind] for kind in (Kind.FREEZE, Kind.STORE_FREEZE))
+        groups = self.history.job_groups.values()
         return [
             f"seed {self.seed}, {self.seconds:g} s",
             f"jobs {len(self.history.jobs)}: " + ", ".join(f"{n} {state}" for state, n in states.items()),
@@ -125,6 +138,10 @@ class Report:
             + ", ".join(f"{n} {kind}" for kind, n in sorted(self.done.items())),
             "times without starts: "
             + ", ".join(f"{n} times {why}" for why, n in Counter(c.why for c in self.history.closed).items()),
+            (
+                f"groups of jobs: {len(groups)}, {sum(group.seals > 1 for group in groups)} reopened, "
+                f"{sum(map(len, self.history.completions.values()))} callbacks"
+            ),
             f"duplicates: {self.repeated_gets} downloads, {self.repeated_deliveries} callbacks (allowed)",
             f"submissions repeated: {self.refused.total()} ({dict(self.refused)})",
             f"recovery: at most {LEASE_S:g} s of lease and {self.worst_s:.2f} s until another had the task",
@@ -138,7 +155,7 @@ class Report:
 class Chaos:
     """One run."""
 
-    server: Valkey
+    stores: Stores
     fleet: Fleet
     load: Load
     members: dict[str, Member]
@@ -160,7 +177,7 @@ class Chaos:
     async def keep(self, member: Member) -> None:
         """Start the member, and start the member again after each end."""
         while not self.over:
-            tables = {"redis": {"url": member.proxy.url}}
+            tables = {"redis": self.stores.settings(member.proxy)}
             async with self.starting:  # the fleet numbers its processes
                 # It may refuse to start without its store, and the link may still be cut from the last fault.
                 member.meant = member.cut_off or not self.store_up
@@ -199,23 +216,26 @@ class Chaos:
         self.done[fault.kind] += 1
 
     async def _to_store(self, fault: Fault) -> None:
-        process = self.server.process
-        assert process is not None
+        node = random.Random(fault.at_s).choice(self.stores.primaries)
+        if fault.kind is Kind.FUNCTION_FLUSH:
+            with suppress(OSError):
+                await trio.to_thread.run_sync(node.command, "FUNCTION", "FLUSH")
+            return
+        self._store_is(up=False)
         match fault.kind:
-            case Kind.FUNCTION_FLUSH:
-                with suppress(OSError):
-                    await trio.to_thread.run_sync(self.server.command, "FUNCTION", "FLUSH")
-                return
             case Kind.STORE_KILL:
-                self._store_is(up=False)
-                self.server.kill()
+                node.kill()
                 await trio.sleep(fault.for_s)
-                await trio.to_thread.run_sync(self.server.start)
+                await trio.to_thread.run_sync(node.start)
+            case Kind.STORE_MOVE:
+                await trio.to_thread.run_sync(self.stores.move)
+                # Open connections still lead to the old primary, which answers READONLY.
+                for member in self.members.values():
+                    member.proxy.target = self.stores.primaries[0].socket
             case _:
-                self._store_is(up=False)
-                process.send_signal(signal.SIGSTOP)
+                node.freeze()
                 await trio.sleep(fault.for_s)
-                process.send_signal(signal.SIGCONT)
+                node.thaw()
         self._store_is(up=True)
 
     async def _resume(self) -> None:
@@ -287,33 +307,33 @@ class Chaos:
         """Measure how long ended leases stay while some instance could sweep the leases."""
         able_since: dict[str, float] = {}
         roles = {"download": ("processor", "run"), "callback": ("notifier", "run")}
-        with redis.Redis.from_url(self.server.url, socket_timeout=1.0, decode_responses=True) as client:
-            while self.watching:
-                await trio.sleep(_LOOK_S)
-                for kind, able in roles.items():
-                    if self.store_up and any(m.works and m.role in able for m in self.members.values()):
-                        able_since.setdefault(kind, time.monotonic())
-                    else:
-                        able_since.pop(kind, None)
-                with suppress(redis.RedisError):
-                    found = await trio.to_thread.run_sync(partial(_overdue, client))
-                    for kind, lease, seconds in found:
-                        since = able_since.get(kind)
-                        if since is not None:
-                            late_s = min(seconds, time.monotonic() - since)
-                            self.late[lease] = max(late_s, self.late.get(lease, 0.0))
+        while self.watching:
+            await trio.sleep(_LOOK_S)
+            for kind, able in roles.items():
+                if self.store_up and any(m.works and m.role in able for m in self.members.values()):
+                    able_since.setdefault(kind, time.monotonic())
+                else:
+                    able_since.pop(kind, None)
+            with suppress(redis.RedisError):
+                for kind, lease, seconds in await trio.to_thread.run_sync(_overdue, self.stores):
+                    since = able_since.get(kind)
+                    if since is not None:
+                        late_s = min(seconds, time.monotonic() - since)
+                        self.late[lease] = max(late_s, self.late.get(lease, 0.0))
 
     async def settle(self) -> None:
-        """Wait until every accepted job and callback has ended, at most for `SETTLE_S`."""
-        waiting = set(self.load.accepted)
-        with trio.move_on_after(SETTLE_S):
+        """Wait until every accepted job and every group of jobs has ended, callbacks included."""
+        left: set[tuple[Look, str]] = {(look, job_id) for job_id in self.load.accepted}
+        left |= {(look_at_group, name) for name in self.history.job_groups}
+        with trio.move_on_after(SETTLE_S) as scope:
             async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
-                while waiting:
-                    for job_id in list(waiting):
+                while left:
+                    for ask, name in list(left):
                         await _until(lambda: bool(self.apis()))
-                        found = await look(client, self.apis()[0], job_id)
-                        if found is not None and found.callback in ("succeeded", "failed"):
-                            waiting.discard(job_id)
+                        record = await ask(client, self.apis()[0], name)
+                        if record is not None and record.callback in ("succeeded", "failed"):
+                            left.discard((ask, name))
+                            scope.deadline = trio.current_time() + SETTLE_S
                     await trio.sleep(_LOOK_S)
 
     def apis(self) -> list[int]:
@@ -322,8 +342,9 @@ class Chaos:
 
     def read_rest(self) -> None:
         """Read what must be read after all processes have ended."""
-        with redis.Redis.from_url(self.server.url, decode_responses=True) as client:
-            read_keys(self.history, client)
+        with self.stores.clients() as clients:
+            for client in clients:
+                read_keys(self.history, client)
         read_fleet(self.history, self.fleet)
         read_load(self.history, self.load, self.fleet)
         self.history.late, self.history.late_s = list(self.late.items()), LATE_S
@@ -346,53 +367,77 @@ def _signal(running: Running, number: signal.Signals) -> None:
         running.send_group(number)
 
 
-def _overdue(client: redis.Redis) -> list[tuple[str, str, float]]:
+def _overdue(stores: Stores) -> list[tuple[str, str, float]]:
     """Leases that have ended and were not swept: kind, name, and seconds since then by the store's clock."""
-    seconds, micros = (int(part) for part in client.time())
-    now_ms = seconds * 1000 + micros // 1000
+    shards = range(CLUSTER_SHARDS if stores.clustered else 1)
+    keys = [
+        (kind, f"downloader:1:{{{n}}}:{kind}:leases") for kind in ("download", "callback") for n in shards
+    ]
     found = []
-    for kind in ("download", "callback"):
-        key = f"{PREFIX}{kind}:leases"
-        over: Any = client.zrange(key, 0, now_ms, byscore=True, withscores=True)
-        found += [(kind, f"{kind} {lease}@{int(end)}", (now_ms - end) / 1000) for lease, end in over]
+    with stores.clients() as clients:
+        for client in clients:
+            seconds, micros = (int(part) for part in client.time())
+            now_ms = seconds * 1000 + micros // 1000
+            with client.pipeline(transaction=False) as pipeline:
+                for _, key in keys:
+                    pipeline.zrange(key, 0, now_ms, byscore=True, withscores=True)
+                answers: list[Any] = pipeline.execute(raise_on_error=False)
+            for (kind, _), over in zip(keys, answers, strict=True):
+                if isinstance(over, list):  # or the key is at another node
+                    found += [
+                        (kind, f"{kind} {lease}@{int(end)}", (now_ms - end) / 1000) for lease, end in over
+                    ]
     return found
 
 
 async def run_chaos(
-    folder: Path, *, seed: int, seconds: float, say: Callable[[str], None], pace_s: float = 1.2
+    folder: Path,
+    *,
+    seed: int,
+    seconds: float,
+    say: Callable[[str], None],
+    pace_s: float = 1.2,
+    processors: int = 2,
+    clustered: bool = False,
 ) -> Report:
     """Break a fleet for `seconds`, let the fleet recover, stop the fleet, and check every promise.
 
-    The fleet has an API, two processors, a notifier, and a `run --processes 2` (two children with
-    all roles).
+    The fleet has an API, processors, a notifier, and a `run --processes 2` (two children with all roles),
+    on a store whose primary changes, or (`clustered`) on a Cluster.
     """
     layout = {
         "api": ("api", ()),
-        "processor-a": ("processor", ()),
-        "processor-b": ("processor", ()),
+        **{f"processor-{number}": ("processor", ()) for number in range(processors)},
         "notifier": ("notifier", ()),
         "run": ("run", ("--processes", "2")),
     }
     schedule = make_schedule(
-        seed, seconds=seconds, members={name: bool(more) for name, (_, more) in layout.items()}, pace_s=pace_s
+        seed,
+        seconds=seconds,
+        members={name: bool(more) for name, (_, more) in layout.items()},
+        pace_s=pace_s,
+        with_links=not clustered,
     )
     say(f"seed {seed}: {len(schedule)} faults")
     for fault in schedule:
         say(str(fault))
     async with AsyncExitStack() as stack:
-        server = stack.enter_context(Valkey("--appendonly", "yes"))
+        stores = stack.enter_context(open_stores(clustered=clustered))
         origin = await stack.enter_async_context(open_origin())
         origin.record = False
         sink = await stack.enter_async_context(open_sink())
         members = {
             name: Member(
-                name, role, more, await stack.enter_async_context(open_fault_proxy(Path(server.socket)))
+                name,
+                role,
+                more,
+                await stack.enter_async_context(open_fault_proxy(stores.primaries[0].socket)),
             )
             for name, (role, more) in layout.items()
         }
-        fleet = await stack.enter_async_context(open_fleet(folder, server, merged(BRIEF, TABLES)))
+        fleet = await stack.enter_async_context(open_fleet(folder, None, merged(BRIEF, TABLES)))
         chaos = Chaos(
-            server,
+            stores,
             fleet,
             Load(origin, sink, random.Random(seed), partial(_ports, members)),
             members,
@@ -422,7 +467,8 @@ def _repeated(chaos: Chaos) -> int:
     """Callbacks that were delivered more often than needed; `/flaky/1` needs two deliveries."""
     return sum(
         max(0, len(received) - (2 if received[0].path.startswith("/flaky") else 1))
-        for received in chaos.load.sink.by_job().values()
+        for job_id, received in chaos.load.sink.by_job().items()
+        if job_id
     )
 
 
@@ -436,17 +482,21 @@ async def _run(chaos: Chaos, schedule: list[Fault]) -> None:
         keeping.start_soon(chaos.watch_leases)
         async with trio.open_nursery() as loading:
             loading.start_soon(chaos.load.run)
+            loading.start_soon(JobGroups(chaos.load, chaos.history.job_groups).run)
             await chaos.play(schedule)
             chaos.load.stopping = True
         with trio.move_on_after(_START_S):
             await _until(lambda: all(member.works for member in chaos.members.values()))
         await chaos.settle()
         await _until(lambda: bool(chaos.apis()))
-        with redis.Redis.from_url(chaos.server.url, decode_responses=True) as client:
-            await read_records(chaos.history, client, chaos.apis()[0])
+        with chaos.stores.clients() as clients:
+            for client in clients:
+                await read_records(chaos.history, client, chaos.apis()[0])
+        await read_groups(chaos.history, chaos.history.job_groups, chaos.apis()[0])
         chaos.watching, chaos.over = False, True
         # The start of a processor deletes the spool files of those that were killed.
-        fresh = await chaos.fleet.start("processor")
+        own = {"redis": chaos.stores.settings(chaos.members["api"].proxy)}
+        fresh = await chaos.fleet.start("processor", tables=own)
         async with trio.open_nursery() as stopping:
             stopping.start_soon(chaos.stop_member, fresh)
             for member in chaos.members.values():

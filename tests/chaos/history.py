@@ -31,6 +31,10 @@ class Job:
     """Most attempts that may be counted; attempts that end by a crash are not counted."""
     cancelled: bool = False
     """Whether `DELETE /jobs/<id>` was answered 202."""
+    job_group: str = ""
+    """The group of jobs; `""` for none. (`group` is the aggregation.)"""
+    retries: int = 0
+    """How often the failed download was repeated at the most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,38 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobGroup:
+    """A group of jobs that was sealed."""
+
+    name: str
+    seals: int = 0
+    """1, and one more for each time that it was reopened."""
+    retried: int = 0
+    """How many jobs were retried before the last seal at the least."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A callback of a group of jobs that arrived."""
+
+    webhook_id: str
+    body: bytes
+    counts: Mapping[str, int]
+    """How many jobs, and how many by their end."""
+    told: int
+    """How many callbacks of its jobs had been taken before; repetitions count once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRecord:
+    """What the API answers for a group of jobs at the end."""
+
+    state: str
+    callback: str
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
     """A time in which no job of an aggregation may be leased; jobs leased before go on."""
 
@@ -94,6 +130,12 @@ class History:
     """Slots of groups that are still taken, and keys that have no owner any more."""
     deliveries: dict[str, list[Delivery]] = field(default_factory=dict)
     """By the job's id."""
+    job_groups: dict[str, JobGroup] = field(default_factory=dict)
+    """By name."""
+    group_records: dict[str, GroupRecord] = field(default_factory=dict)
+    """By name."""
+    completions: dict[str, list[Completion]] = field(default_factory=dict)
+    """By the name of the group of jobs, in order."""
     limits: dict[str, int] = field(default_factory=dict)
     """By aggregation."""
     peaks: dict[str, int] = field(default_factory=dict)
@@ -152,7 +194,9 @@ def _still_queued(history: History) -> Iterator[str]:
 
 
 def _ended_twice(history: History) -> Iterator[str]:
-    yield from (f"{job_id} {count} times" for job_id, count in history.ends.items() if count > 1)
+    for job_id, count in history.ends.items():
+        if count > 1 + _retries(history, job_id):
+            yield f"{job_id} {count} times"
 
 
 def _wrong_outcome(history: History) -> Iterator[str]:
@@ -248,18 +292,53 @@ def _several_ids(history: History) -> Iterator[str]:
         for one in received:
             by_id[one.webhook_id].add(job_id)
         ids = {one.webhook_id for one in received}
-        if len(ids) > 1 or "" in ids:
+        if len(ids) > 1 + _retries(history, job_id) or "" in ids:
             yield f"{job_id}: {sorted(ids)}"
     yield from (f"{one} for {sorted(jobs)}" for one, jobs in by_id.items() if len(jobs) > 1)
 
 
 def _several_outcomes(history: History) -> Iterator[str]:
     for job_id, received in history.deliveries.items():
-        if len({one.body for one in received}) > 1:
+        if len({one.body for one in received}) > len({one.webhook_id for one in received}):
             yield f"{job_id}: {len({one.body for one in received})} different bodies"
         record = history.records.get(job_id)
         if record and {one.success for one in received} - {record.state == "succeeded"}:
             yield f"{job_id}: told another outcome than {record.state}"
+
+
+def _group_not_complete(history: History) -> Iterator[str]:
+    for name in history.job_groups:
+        record = history.group_records.get(name)
+        if record is None or (record.state, record.callback) != ("complete", "succeeded"):
+            yield f"{name}: {record}"
+
+
+def _group_not_told_once(history: History) -> Iterator[str]:
+    for name in history.completions.keys() | history.job_groups.keys():
+        received = history.completions.get(name, [])
+        seals = history.job_groups[name].seals if name in history.job_groups else 0
+        ids, bodies = {one.webhook_id for one in received}, {(one.webhook_id, one.body) for one in received}
+        if not len(ids) == len(bodies) == seals or "" in ids:
+            yield f"{name}: sealed {seals} times, {len(bodies)} bodies with the ids {sorted(ids)}"
+
+
+def _group_told_early(history: History) -> Iterator[str]:
+    for name, received in history.completions.items():
+        for number, one in enumerate(dict.fromkeys(first.webhook_id for first in received), 1):
+            completion = next(first for first in received if first.webhook_id == one)
+            of_retries = history.job_groups[name].retried if number > 1 else 0
+            if completion.told < (needed := completion.counts["jobs"] + of_retries):
+                yield f"{name}: {one} after {completion.told} of {needed} callbacks of its jobs"
+
+
+def _group_miscounted(history: History) -> Iterator[str]:
+    for name, record in history.group_records.items():
+        states = [found.state for job, found in _pairs(history) if job.job_group == name]
+        expected = {"jobs": len(states), **{state: states.count(state) for state in sorted(ENDS)}}
+        received = history.completions.get(name, [])
+        told = max((one.counts for one in received), key=lambda counts: counts["jobs"], default=expected)
+        if not record.counts == told == expected:
+            yield f"{name}: {dict(record.counts)}, told {dict(told)}, and should have {expected}"
 
 
 def _recovered_late(history: History) -> Iterator[str]:
@@ -270,6 +349,10 @@ def _recovered_late(history: History) -> Iterator[str]:
 
 def _misbehaved(history: History) -> Iterator[str]:
     yield from history.complaints
+
+
+def _retries(history: History, job_id: str) -> int:
+    return history.jobs[job_id].retries if job_id in history.jobs else 0
 
 
 def _pairs(history: History) -> Iterable[tuple[Job, Record]]:
@@ -296,6 +379,10 @@ RULES = (
     _not_notified,
     _several_ids,
     _several_outcomes,
+    _group_not_complete,
+    _group_not_told_once,
+    _group_told_early,
+    _group_miscounted,
     _recovered_late,
     _misbehaved,
 )

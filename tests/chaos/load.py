@@ -39,6 +39,9 @@ _CANCELLED_SHARE = 0.5
 _PAUSE_S = (0.5, 2.0)
 """The shortest and the longest pause, and likewise the time between two pauses."""
 
+_SEALED = "sealed"
+"""In place of the id of a job that was refused because its group takes no more jobs."""
+
 _BODY_BYTES = 300_000
 _AGAIN_S = 0.1
 _REQUEST_S = 5.0
@@ -85,6 +88,10 @@ class Load:
     limits: Mapping[str, int] = field(default_factory=lambda: LIMITS)
     backlog: int = 15
     """Most unfinished jobs of an aggregation; more jobs would only wait."""
+    job_groups: list[str] = field(default_factory=list)
+    """Groups of jobs that take jobs now. Some new jobs belong to one of them."""
+    unsure: set[str] = field(default_factory=set)
+    """Groups that refused a job when its request was repeated: an earlier request may still arrive."""
     accepted: dict[str, Job] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
     """By reason: how many submissions had to be repeated."""
@@ -104,6 +111,8 @@ class Load:
     """By aggregation: accepted jobs, without those whose callback is known to have arrived."""
     _read: int = 0
     """How many of the sink's deliveries are in `_told` already."""
+    _sent: Counter[str] = field(default_factory=Counter)
+    """By path: how often `insist` has sent the request."""
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
@@ -128,6 +137,24 @@ class Load:
         self._waiting[group] -= self._told
         return len(self._waiting[group])
 
+    def waiting_of(self, job_group: str) -> int:
+        """How many accepted jobs of a group of jobs have had no callback yet."""
+        return sum(
+            self.accepted[job_id].job_group == job_group
+            for group in self.limits
+            if self.waiting(group)
+            for job_id in self._waiting[group]
+        )
+
+    def failed_of(self, job_group: str) -> list[str]:
+        """The jobs of a group of jobs that have failed or will."""
+        jobs = self.accepted.values()
+        return [
+            job.id
+            for job in jobs
+            if job.job_group == job_group and not job.succeeds and job.group != CANCELLED
+        ]
+
     async def _client(self, client: httpx2.AsyncClient, group: str) -> None:
         while not self.stopping:
             if self.waiting(group) < self.backlog:
@@ -138,6 +165,7 @@ class Load:
     async def _submit(self, client: httpx2.AsyncClient, group: str) -> None:
         number = next(self._numbers)
         path, job = self._offer(group, number)
+        job = replace(job, job_group=self.rng.choice([*self.job_groups, ""]))
         callback = self.rng.choice(["/ok", "/ok", "/flaky/1", "/slow/0.1"])
         body = job_for(
             self.origin.url(path),
@@ -145,37 +173,51 @@ class Load:
             group=group,
             limit=self.limits[group],
             **({"aggr_rate": RATE} if group == RATED else {}),
-        )
+        ) | ({"group": job.job_group} if job.job_group else {})
+        tries = 0
         while True:
+            tries += 1
             ports = self.apis()
             if ports and (job_id := await self._post(client, self.rng.choice(ports), body, f"k{number}")):
                 break
             await trio.sleep(_AGAIN_S)
+        if job_id == _SEALED:
+            if tries > 1:
+                self.unsure.add(job.job_group)
+            return
         self.accepted[job_id] = replace(job, id=job_id)
         self.paths[job_id] = path
         self._waiting[group].add(job_id)
         if group == CANCELLED and self.rng.random() < _CANCELLED_SHARE:
             await trio.sleep(self.rng.uniform(0, _HELD_S))
-            answer = await self._insist(client, "DELETE", f"/jobs/{job_id}", (202, 409))
+            answer = await self.insist(client, "DELETE", f"/jobs/{job_id}", (202, 409))
             self.accepted[job_id] = replace(job, id=job_id, cancelled=answer.status_code == 202)
+
+    async def retry(self, client: httpx2.AsyncClient, job_id: str) -> bool:
+        """Repeat a failed download; returns whether an answer said that it is repeated."""
+        path = f"/retry/{job_id}?download=1"
+        answer = await self.insist(client, "POST", path, (201, 409))
+        self.accepted[job_id] = replace(self.accepted[job_id], retries=self._sent[path])
+        return answer.status_code == 201
 
     async def _pause(self, client: httpx2.AsyncClient) -> None:
         while not self.stopping:
             await trio.sleep(self.rng.uniform(*_PAUSE_S))
-            answer = await self._insist(client, "PATCH", f"/aggregations/{PAUSED}", (200, 404), paused=True)
+            answer = await self.insist(client, "PATCH", f"/aggregations/{PAUSED}", (200, 404), paused=True)
             after_s = time.time()
             await trio.sleep(self.rng.uniform(*_PAUSE_S))
             # If no job waits, the aggregation may be deleted meanwhile, and its pause with it.
             if answer.status_code == 200 and answer.json()["pending"]:
                 self.closed.append(Closed(group=PAUSED, why="paused", after_s=after_s, until_s=time.time()))
-            await self._insist(client, "PATCH", f"/aggregations/{PAUSED}", (200, 404), paused=False)
+            await self.insist(client, "PATCH", f"/aggregations/{PAUSED}", (200, 404), paused=False)
 
-    async def _insist(
+    async def insist(
         self, client: httpx2.AsyncClient, method: str, path: str, good: tuple[int, ...], **body: object
     ) -> httpx2.Response:
         """Repeat a request until the response has one of the given statuses."""
         while True:
             if ports := self.apis():
+                self._sent[path] += 1
                 with suppress(httpx2.TransportError):
                     url = f"http://127.0.0.1:{self.rng.choice(ports)}{path}"
                     answer = await client.request(method, url, json=body or None)
@@ -190,7 +232,7 @@ class Load:
             self.complaints.append(f"{what}: {answer.status_code} {answer.text[:200]}")
 
     async def _post(self, client: httpx2.AsyncClient, port: int, body: dict[str, object], key: str) -> str:
-        """The job's id, or `""` if the request must be repeated."""
+        """The job's id, `""` if the request must be repeated, or `_SEALED`."""
         try:
             answer = await client.post(
                 f"http://127.0.0.1:{port}/download", json=body, headers={"Idempotency-Key": key}
@@ -201,6 +243,8 @@ class Load:
         if answer.status_code == 201:
             job_id: str = answer.json()["id"]
             return job_id
+        if answer.status_code == 409 and answer.json()["code"] == "group_sealed":
+            return _SEALED
         self._refused(answer, "POST /download")
         return ""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -12,7 +14,7 @@ import httpx2
 import redis
 import trio
 
-from chaos.history import Closed, Delivery, File, History, Record
+from chaos.history import Closed, Completion, Delivery, File, GroupRecord, History, Record
 from chaos.load import CANCELLED, COOLED, RATE, RATED, RETRY_AFTER_S, Load
 from downloader.store import ended
 from servers.fleet import Fleet
@@ -23,7 +25,7 @@ _SHARD = re.compile(r"downloader:1:\{\d+\}:")
 _OWNED = frozenset(
     {
         *("job", "task", "ended", "reap", "reap_ended", "failed", "failed_downloads"),
-        *("layout", "totals", "history"),
+        *("layout", "totals", "history", "job_group", "job_groups"),
     }
 )
 """Keys without a time to live that may exist when all jobs have ended: of jobs, or of the whole store."""
@@ -51,6 +53,22 @@ async def look(client: httpx2.AsyncClient, port: int, job_id: str) -> Record | N
     )
 
 
+async def look_at_group(client: httpx2.AsyncClient, port: int, name: str) -> GroupRecord | None:
+    """The API's response for a group of jobs; `None` for any status but 200."""
+    try:
+        answer = await client.get(f"http://127.0.0.1:{port}/groups/{name}")
+    except httpx2.TransportError:
+        return None
+    if answer.status_code != 200:
+        return None
+    group = answer.json()
+    return GroupRecord(state=group["state"], callback=group["callback_state"], counts=_counts(group))
+
+
+def _counts(group: dict[str, Any]) -> dict[str, int]:
+    return {name: group[name] for name in ("jobs", "succeeded", "failed", "cancelled")}
+
+
 def _started(server: redis.Redis) -> dict[str, float | None]:
     """When the download of each job in the store began last, by job id."""
     texts: dict[str, Any] = {}
@@ -76,6 +94,14 @@ async def read_records(history: History, server: redis.Redis, port: int) -> None
                 record = await look(client, port, job_id)
             if record is not None:
                 history.records[job_id] = replace(record, started_s=started[job_id])
+
+
+async def read_groups(history: History, names: Iterable[str], port: int) -> None:
+    """Ask the API at this port for these groups of jobs."""
+    async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
+        for name in names:
+            if (record := await look_at_group(client, port, name)) is not None:
+                history.group_records[name] = record
 
 
 def read_keys(history: History, server: redis.Redis) -> None:
@@ -124,12 +150,24 @@ def read_load(history: History, load: Load, fleet: Fleet) -> None:
                     until_s=load.throttled_s[path] + RETRY_AFTER_S,
                 )
             )
-    for job_id, received in load.sink.by_job().items():
-        history.deliveries[job_id] = [
-            Delivery(webhook_id=one.webhook_id, body=one.body, success=one.payload["success"])
-            for one in received
-        ]
     history.jobs = dict(load.accepted)
+    told: defaultdict[str, set[str]] = defaultdict(set)
+    for one in load.sink.received:
+        if name := one.payload.get("group") if not one.job_id else None:
+            history.completions.setdefault(name, []).append(
+                Completion(
+                    webhook_id=one.webhook_id,
+                    body=one.body,
+                    counts=_counts(one.payload),
+                    told=len(told[name]),
+                )
+            )
+            history.records.pop(one.webhook_id, None)  # it is sent as the callback of a job
+            continue
+        deliveries = history.deliveries.setdefault(one.job_id, [])
+        if one.job_id in history.jobs and (deliveries or not one.path.startswith("/flaky")):
+            told[history.jobs[one.job_id].job_group].add(one.webhook_id)
+        deliveries.append(Delivery(webhook_id=one.webhook_id, body=one.body, success=one.payload["success"]))
     # Left out: the origin notices late that the connection of a cancelled job was closed.
     history.limits = {group: limit for group, limit in load.limits.items() if group != CANCELLED}
     history.rates = {group: RATE for group in load.limits if group == RATED}

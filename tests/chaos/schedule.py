@@ -33,6 +33,8 @@ class Kind(StrEnum):
     """SIGKILL to the store, which starts again with the append-only file."""
     STORE_FREEZE = "store-freeze"
     """SIGSTOP to the store, and later SIGCONT."""
+    STORE_MOVE = "store-move"
+    """The replica becomes the primary, and the store's address moves there."""
     FUNCTION_FLUSH = "function-flush"
     """The store forgets the scripts."""
 
@@ -48,8 +50,9 @@ _TO_MEMBER = {
     Kind.RESET: 2,
     Kind.LOSE: 3,
 }
-_TO_STORE = {Kind.STORE_KILL: 3, Kind.STORE_FREEZE: 2, Kind.FUNCTION_FLUSH: 1}
+_TO_STORE = {Kind.STORE_KILL: 3, Kind.STORE_FREEZE: 2, Kind.STORE_MOVE: 2, Kind.FUNCTION_FLUSH: 1}
 _WITH_CHILDREN = {**_TO_MEMBER, Kind.KILL_CHILD: 5}
+_LINKS = frozenset({Kind.CUT, Kind.DELAY, Kind.RESET, Kind.LOSE})
 
 _LASTS_S: Mapping[Kind, tuple[float, float]] = {
     Kind.KILL: (0.0, 1.0),
@@ -86,7 +89,7 @@ class Fault:
 
 
 def make_schedule(
-    seed: int, *, seconds: float, members: Mapping[str, bool], pace_s: float = 1.2
+    seed: int, *, seconds: float, members: Mapping[str, bool], pace_s: float = 1.2, with_links: bool = True
 ) -> list[Fault]:
     """Make faults for `seconds`, never two at once for one target.
 
@@ -95,6 +98,7 @@ def make_schedule(
         seconds: all faults begin within this time.
         members: names of the members, and whether each has child processes.
         pace_s: the average time from one fault to the next.
+        with_links: whether the members' links to the store can be broken.
     """
     rng = random.Random(seed)
     free_at = dict.fromkeys([*members, STORE], 0.0)
@@ -107,6 +111,7 @@ def make_schedule(
         if free_at[target] > at_s:
             continue
         weights = _TO_STORE if target == STORE else _WITH_CHILDREN if members[target] else _TO_MEMBER
+        weights = {kind: weight for kind, weight in weights.items() if with_links or kind not in _LINKS}
         [kind] = rng.choices(list(weights), weights=list(weights.values()))
         for_s = rng.uniform(*_LASTS_S.get(kind, (0.0, 0.0)))
         free_at[target] = at_s + for_s + _REST_S

@@ -10,17 +10,36 @@ from typing import Any
 
 import pytest
 
-from chaos.history import RULES, Closed, Delivery, File, History, Job, Record, judge, losses
+from chaos.history import (
+    RULES,
+    Closed,
+    Completion,
+    Delivery,
+    File,
+    GroupRecord,
+    History,
+    Job,
+    JobGroup,
+    Record,
+    judge,
+    losses,
+)
 from chaos.schedule import STORE, Kind, make_schedule
+
+NO_COUNTS = {"jobs": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
+COUNTS = {"jobs": 2, "succeeded": 0, "failed": 1, "cancelled": 1}
 
 
 def good() -> History:
-    """A history without violations: one job succeeded, one failed and one was cancelled."""
+    """A history without violations: one job succeeded, one failed and one was cancelled.
+
+    The last two belong to a group of jobs that was reopened, in which the failed one was retried.
+    """
     return History(
         jobs={
             "a": Job(id="a", group="g", succeeds=True, size=3, sha256="aa", attempts=2),
-            "b": Job(id="b", group="g", succeeds=False),
-            "c": Job(id="c", group="g", succeeds=True, cancelled=True),
+            "b": Job(id="b", group="g", succeeds=False, job_group="n", retries=1),
+            "c": Job(id="c", group="g", succeeds=True, cancelled=True, job_group="n"),
         },
         records={
             "a": Record(
@@ -33,8 +52,21 @@ def good() -> History:
         files={"a": File(size=3, sha256="aa")},
         deliveries={
             "a": [Delivery(webhook_id="a", body=b"1", success=True)] * 2,
-            "b": [Delivery(webhook_id="b", body=b"2", success=False)],
+            "b": [Delivery(webhook_id=one, body=one.encode(), success=False) for one in ("b", "b2")],
             "c": [Delivery(webhook_id="c", body=b"3", success=False)],
+        },
+        job_groups={"n": JobGroup(name="n", seals=2, retried=1), "empty": JobGroup(name="empty", seals=1)},
+        group_records={
+            "n": GroupRecord(state="complete", callback="succeeded", counts=COUNTS),
+            "empty": GroupRecord(state="complete", callback="succeeded", counts=NO_COUNTS),
+        },
+        completions={
+            "n": [
+                Completion(webhook_id="n1", body=b"n1", counts=COUNTS, told=2),
+                Completion(webhook_id="n2", body=b"n2", counts=COUNTS, told=3),
+                Completion(webhook_id="n1", body=b"n1", counts=COUNTS, told=3),
+            ],
+            "empty": [Completion(webhook_id="e", body=b"e", counts=NO_COUNTS, told=0)],
         },
         closed=[Closed(group="g", why="paused", after_s=3.0, until_s=5.0)],
         rates={"g": 1.0},
@@ -50,21 +82,30 @@ def record(history: History, job_id: str, **changes: Any) -> History:
     return history
 
 
+def completed(history: History, number: int, **changes: Any) -> History:
+    completions = history.completions["n"]
+    completions[number] = dataclasses.replace(completions[number], **changes)
+    return history
+
+
 def test_a_correct_history_has_no_violations() -> None:
     assert judge(good()) == []
 
 
 BREAKS: dict[str, tuple[Callable[[History], object], set[str]]] = {
-    "a lost job": (lambda h: h.records.pop("b"), {"lost"}),
+    "a lost job": (lambda h: h.records.pop("b"), {"lost", "group miscounted"}),
     "a lost job and its file": (lambda h: h.records.pop("a"), {"lost", "file of nobody"}),
-    "a job accepted twice": (lambda h: h.jobs.pop("b"), {"accepted twice"}),
+    "a job accepted twice": (
+        lambda h: h.jobs.pop("b"),
+        {"accepted twice", "several ids", "group miscounted"},
+    ),
     "a job that waits": (
         lambda h: record(h, "b", state="pending", callback=None),
-        {"still queued", "not notified"},
+        {"still queued", "not notified", "group miscounted"},
     ),
     "a job that runs": (
         lambda h: record(h, "b", state="running", callback=None),
-        {"still queued", "not notified"},
+        {"still queued", "not notified", "group miscounted"},
     ),
     "a double terminal": (lambda h: h.ends.update("a"), {"ended twice"}),
     "another outcome": (
@@ -107,10 +148,47 @@ BREAKS: dict[str, tuple[Callable[[History], object], set[str]]] = {
         {"several outcomes"},
     ),
     "a late recovery": (lambda h: h.late.append(("b", 1.1)), {"recovered late"}),
-    "a job that is not cancelled": (lambda h: record(h, "c", state="failed"), {"wrong outcome"}),
+    "a job that is not cancelled": (
+        lambda h: record(h, "c", state="failed"),
+        {"wrong outcome", "group miscounted"},
+    ),
     "a cancelled job that was finished": (
         lambda h: record(h, "a", state="cancelled"),
         {"wrong outcome", "several outcomes"},
+    ),
+    "a retry that ended twice": (lambda h: h.ends.update("bbb"), {"ended twice"}),
+    "three ids after one retry": (
+        lambda h: h.deliveries["b"].append(Delivery(webhook_id="b3", body=b"b3", success=False)),
+        {"several ids"},
+    ),
+    "a group that is sealed": (
+        lambda h: h.group_records.update(
+            empty=GroupRecord(state="sealed", callback="succeeded", counts=NO_COUNTS)
+        ),
+        {"group not complete"},
+    ),
+    "a group that nobody knows": (lambda h: h.group_records.pop("n"), {"group not complete"}),
+    "a group without its callback": (lambda h: h.completions.pop("empty"), {"group not told once"}),
+    "a second callback of a group": (
+        lambda h: completed(h, 2, webhook_id="n3", body=b"n3"),
+        {"group not told once"},
+    ),
+    "another body of a group": (lambda h: completed(h, 2, body=b"n3"), {"group not told once"}),
+    "a group of nobody": (
+        lambda h: h.completions.update(m=[Completion(webhook_id="m", body=b"m", counts=NO_COUNTS, told=0)]),
+        {"group not told once"},
+    ),
+    "a group before its job": (lambda h: completed(h, 0, told=1), {"group told early"}),
+    "a group before its retry": (lambda h: completed(h, 1, told=2), {"group told early"}),
+    "a group that counts too few": (
+        lambda h: [completed(h, number, counts=NO_COUNTS) for number in range(3)],
+        {"group miscounted"},
+    ),
+    "a group that shows too few": (
+        lambda h: h.group_records.update(
+            n=GroupRecord(state="complete", callback="succeeded", counts=NO_COUNTS)
+        ),
+        {"group miscounted"},
     ),
     "a start in a pause": (lambda h: record(h, "b", started_s=4.9), {"started too early"}),
     "too many starts": (lambda h: record(h, "c", started_s=5.2), {"rate exceeded"}),

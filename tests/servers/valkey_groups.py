@@ -16,7 +16,7 @@ import redis
 from servers.ports import spare_ports
 from servers.valkey import Valkey, server_binary
 
-AGREE_S = 20.0
+AGREE_S = 60.0
 """Time for servers to find each other; a second or two on an idle machine."""
 
 SLOTS = 16384
