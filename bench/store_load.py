@@ -26,7 +26,7 @@ _LOOK_S = 0.1
 
 
 async def run(url: str, pending: int, aggregations: int, count: int) -> None:
-    done, cpu_s, store_cpu_s = 0, 0.0, 0.0
+    done, cpu_s, store_s = 0, 0.0, 0.0
     share = min(pending, count)
     destination = "http://127.0.0.1:9/callback"
     with redis.Redis.from_url(url) as database:
@@ -37,13 +37,13 @@ async def run(url: str, pending: int, aggregations: int, count: int) -> None:
                     store, count=more, aggregations=aggregations, limit=_BATCH, kind="http", to=destination
                 )
                 await fill.submit(store, jobs)
-                _settled(database)
-                before, store_before = time.process_time(), _store_cpu_s(database)
+                settled(database)
+                before, store_before = time.process_time(), store_cpu_s(database)
                 done += await _drain(store, share)
                 cpu_s += time.process_time() - before
-                store_cpu_s += _store_cpu_s(database) - store_before
+                store_s += store_cpu_s(database) - store_before
                 more = share  # as many as there were again, so that a small store is measured as long
-    print(json.dumps({"cpu_s": cpu_s / done * count, "store_cpu_s": store_cpu_s / done * count}))
+    print(json.dumps({"cpu_s": cpu_s / done * count, "store_cpu_s": store_s / done * count}))
 
 
 async def _drain(store: JobStore, count: int) -> int:
@@ -55,13 +55,13 @@ async def _drain(store: JobStore, count: int) -> int:
     return done
 
 
-def _settled(database: redis.Redis) -> None:
+def settled(database: redis.Redis) -> None:
     """Wait until the append-only file is not being rewritten, which makes the server copy what it changes."""
     while database.info("persistence")["aof_rewrite_in_progress"]:
         time.sleep(_LOOK_S)
 
 
-def _store_cpu_s(database: redis.Redis) -> float:
+def store_cpu_s(database: redis.Redis) -> float:
     """CPU of the store's main thread, in microseconds where /proc counts hundredths of a second."""
     cpu = database.info("cpu")
     return float(cpu["used_cpu_sys_main_thread"]) + float(cpu["used_cpu_user_main_thread"])
