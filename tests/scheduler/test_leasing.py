@@ -94,7 +94,7 @@ async def test_a_job_that_meets_no_other_hardly_ever_waits_however_often_one_com
     assert 0 < waits <= 24, "1, 2, 4 ... 64 go at once between two calls that wait"
 
 
-async def test_a_group_at_its_limit_waits_for_no_company(autojump_clock: MockClock, store: FakeStore) -> None:
+async def test_a_group_at_its_limit_does_not_linger(autojump_clock: MockClock, store: FakeStore) -> None:
     """Else one job after the other would wait twice."""
     async with scheduling(store, concurrency=64) as process:
         ids = process.add("a", 300, limit=1)

@@ -45,7 +45,7 @@ class Wake:
         self._event = trio.Event()
 
     async def wait_for(self, longest_s: float) -> None:
-        """Return after one or more `set`, after the delay of one, or after `longest_s` seconds."""
+        """Return after a `set`, at the end of the delay of an earlier `set`, or after `longest_s` seconds."""
         deadline = min([trio.current_time() + longest_s, *self._due.values()])
         self.is_awaited = True
         with trio.CancelScope(deadline=deadline) as self._waiting:
@@ -94,7 +94,7 @@ class Stop:
 
 
 WINDOW_S = 0.5
-"""Events count for about so long."""
+"""Time constant of the average: an event counts for about this long."""
 
 
 class Arrivals:
@@ -107,7 +107,7 @@ class Arrivals:
         self._at = -math.inf
 
     def add(self, count: int = 1) -> None:
-        """Note that so many have come now."""
+        """Count events that happen now."""
         self._count = self._decayed() + count
         self._at = trio.current_time()
 
@@ -119,34 +119,34 @@ class Arrivals:
         return self._count * math.exp((self._at - trio.current_time()) / WINDOW_S)
 
 
-MOST_ALONE = 64
-"""Most calls that go at once between two waits without company."""
+MAX_IMMEDIATE = 64
+"""Most immediate calls between two calls that linger in vain."""
 
 
-class Company:
-    """The expectation that a call which waits finds company, judged by the last waits.
+class Lingering:
+    """Decides whether a lease call should linger (wait for more tasks), by the results of former calls.
 
-    After a wait without company 1, 2, 4 ... calls go at once, until a call has company. A client that sends
-    the next job after the callback of the last one always has none, so its jobs hardly ever wait.
+    If a call lingers and brings a single lease, the next 1, 2, 4 ... calls are made at once, until a call
+    brings several. So a client that sends each job only after the callback of the last one hardly ever waits.
     """
 
-    __slots__ = ("_at_once", "_left")
+    __slots__ = ("_immediate", "_immediate_left")
 
     def __init__(self) -> None:
-        self._at_once = 0
-        """How many calls went at once after the last wait."""
-        self._left = 0
+        self._immediate = 0
+        """How many calls were to be made at once after the last call that lingered."""
+        self._immediate_left = 0
 
     @property
-    def expected(self) -> bool:
-        """Whether the next call should wait."""
-        return self._left == 0
+    def pays(self) -> bool:
+        """Whether the next call should linger."""
+        return self._immediate_left == 0
 
-    def note(self, leases: int, *, waited: bool) -> None:
-        """Note how many leases a call brought, and whether the call had waited."""
+    def note(self, leases: int, *, lingered: bool) -> None:
+        """Note how many leases a call brought, and whether the call had lingered."""
         if leases > 1:
-            self._at_once = self._left = 0
-        elif waited:
-            self._at_once = self._left = min(2 * self._at_once or 1, MOST_ALONE)
-        elif self._left:
-            self._left -= 1
+            self._immediate = self._immediate_left = 0
+        elif lingered:
+            self._immediate = self._immediate_left = min(2 * self._immediate or 1, MAX_IMMEDIATE)
+        elif self._immediate_left:
+            self._immediate_left -= 1

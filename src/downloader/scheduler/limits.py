@@ -18,8 +18,8 @@ from downloader.scheduler.leases import HeldLease
 from downloader.store import Shares, TokenShare
 
 HOLD_S = 30.0
-"""After a group had to hand back leases because other groups waited, the group gets no more than the group's
-share for this time. Otherwise the next job of another group would end another download, and the origin would
+"""After a group had to hand back leases because other groups waited, the group stays capped at its share for
+this time. Otherwise each further job of another group would interrupt another download, and the origin would
 have to send that file twice."""
 
 
@@ -92,7 +92,10 @@ class Limits:
                     del self._held[holder]
 
     def _holders(self, lease: Lease) -> Sequence[Holder]:
-        """Those that have a share of the slots; a callback's destination has a limit in the fleet instead."""
+        """The holders whose share a lease counts against.
+
+        A callback's destination is no holder, because it has a limit in the fleet.
+        """
         token: Sequence[Holder] = [("token", lease.token)] if lease.token else []
         return token if self._kind is Kind.CALLBACK else [("group", lease.group), *token]
 
@@ -109,11 +112,10 @@ class Limits:
         """Which leases the process may ask for; `now` is Trio time."""
         for holder in [holder for holder, until in self._capped_until.items() if until <= now]:
             del self._capped_until[holder]
-        never = [
-            name for what, name in self._large if what == "group" and ("group", name) in self._capped_until
-        ]
-        last = [name for what, name in self._large if what == "group" and name not in never]
-        tokens = {name: self._left_to(name) for what, name in self._held if what == "token"}
+        large = [name for holder, name in self._large if holder == "group"]
+        never = [name for name in large if ("group", name) in self._capped_until]
+        last = [name for name in large if name not in never]
+        tokens = {name: self._left_to(name) for holder, name in self._held if holder == "token"}
         shares = Shares(
             last=last, never=never, token=self._left_to(""), tokens=tokens, suspects=self._suspects
         )
@@ -126,10 +128,11 @@ class Limits:
         )
 
     def _left_to(self, token: str) -> TokenShare:
-        """What a token may still get.
+        """Most tasks that a token may still get.
 
-        Deliveries are not interrupted, so a slot that is needed could not be taken back. A quarter of the
-        slots is therefore left to other tokens, and half of those for unproven destinations.
+        Deliveries are not interrupted, so a slot cannot be taken back for another token. A quarter of the
+        callback slots is therefore kept free for other tokens, and half of the slots for unproven
+        destinations.
         """
         holder: Holder = ("token", token)
         before_last = self._share - self._held[holder]

@@ -18,7 +18,7 @@ from downloader.backoff import jittered
 from downloader.groupcommit import GroupCommit
 from downloader.model import Lease, Verdict
 from downloader.observe import Event, get_logger
-from downloader.scheduler.events import Arrivals, Company, Stop, Wake
+from downloader.scheduler.events import Arrivals, Lingering, Stop, Wake
 from downloader.scheduler.leases import Clock, Held, HeldLease, boottime, keep_leases, sweep_leases
 from downloader.scheduler.limits import Limits
 from downloader.scheduler.work import LeaseEnd, Work
@@ -28,8 +28,8 @@ from downloader.store import LOOK_S, JobStore, LeaseRequests, Settled, Settlemen
 log = get_logger()
 
 SHARE_LOOK_S = 0.5
-"""Time between two checks for waiting groups, while an aggregation has more than the share or is capped at
-the share. An instance that leaves work to others is woken last."""
+"""Time between two checks for waiting groups, while an aggregation has more than its share or is capped at
+its share. The instance must check, because the store wakes instances last that left work to others."""
 
 LEASE_BATCH = 64
 """Most leases per call, so that other instances get a turn."""
@@ -38,20 +38,20 @@ SETTLE_BATCH = 100
 """Most settlements per call, so that a call of the script takes a few milliseconds."""
 
 BUSY_FROM = 64
-"""From this many tasks in flight on, a call waits `LINGER_S` to carry more; below, a call is sent at once."""
+"""With at least this many tasks in flight, calls linger: they wait `LINGER_S`, so that each carries more."""
 
 LINGER_S = 0.005
 """Short, compared to the duration of a task with `BUSY_FROM` tasks in flight."""
 
 STEADY_PER_S = 40.0
-"""From this many leases a second on, calls wait `STEADY_LINGER_S` for company although few tasks are in
-flight."""
+"""With more leases a second, calls linger for `STEADY_LINGER_S` even if few tasks are in flight."""
 
 STEADY_LINGER_S = 0.005
 """Short, compared to the time that a POST and the callback take together."""
 
 URGENT_S = 0.05
-"""Longer than settling a task and leasing the next task of the group takes."""
+"""Time without lingering after a group at its limit got a free slot. Longer than it takes to settle a task
+and to lease the group's next task."""
 
 BACKOFF_S, MAX_BACKOFF_S = 0.1, 0.5
 """Shortest and longest pause between calls to a store that does not answer. Short, so that jobs start soon
@@ -79,8 +79,8 @@ OCCUPIED_DELAY_S = 0.05
 class _Running:
     """State of a running `run_work`.
 
-    `_lease` adds to `held`, and whoever ends a lease removes it and sets `room`. `wake` and `room` have one
-    waiter, the task that leases.
+    `_lease` adds leases to `held`; the task that ends a lease removes it and sets `room`. `wake` and `room`
+    have one waiter, the task that leases.
     """
 
     store: JobStore
@@ -96,9 +96,9 @@ class _Running:
     room: Wake = field(default_factory=Wake)
     requests: LeaseRequests = field(default_factory=LeaseRequests)
     leased: Arrivals = field(default_factory=Arrivals)
-    company: Company = field(default_factory=Company)
+    lingering: Lingering = field(default_factory=Lingering)
     urgent_until: float = -math.inf
-    """Until this Trio time no call waits for company, as a group at the limit has got a free slot."""
+    """No call lingers until this Trio time, because a group at its limit has got a free slot."""
 
     @property
     def free(self) -> int:
@@ -106,10 +106,10 @@ class _Running:
 
     @property
     def linger_s(self) -> float:
-        """How long a call waits for company."""
+        """How long a call lingers, so that one call carries more."""
         if len(self.held) >= BUSY_FROM:
             return LINGER_S
-        if self.company.expected and trio.current_time() > self.urgent_until:
+        if self.lingering.pays and trio.current_time() > self.urgent_until:
             return STEADY_LINGER_S if self.leased.per_s() > STEADY_PER_S else 0.0
         return 0.0
 
@@ -195,9 +195,9 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
             running.wake.take()
             await running.wake.wait_for(LOOK_S)
             continue
-        waited = await _linger(running, more=look_s == 0)
+        lingered = await _linger(running, more=look_s == 0)
         answered, look_s = await _take(
-            running, tasks, min(running.free, LEASE_BATCH), room=running.free, waited=waited
+            running, tasks, min(running.free, LEASE_BATCH), room=running.free, lingered=lingered
         )
         if not answered:
             await running.wake.wait_for(jittered(backoff_s))
@@ -214,10 +214,7 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
 
 
 async def _linger(running: _Running, *, more: bool) -> bool:
-    """Wait for company before a lease call, unless the last answer was that more can run at once.
-
-    Returns whether it waited.
-    """
+    """Linger before a lease call, unless `more` tasks can run at once; returns whether the call lingered."""
     busy = len(running.held) >= BUSY_FROM
     if busy and running.free >= running.work.concurrency // 8:
         return False
@@ -228,7 +225,7 @@ async def _linger(running: _Running, *, more: bool) -> bool:
 
 
 async def _take_unanswered(running: _Running, tasks: trio.Nursery) -> None:
-    """After the begin of a stop, ask for leases from a lost answer, so that the leases are handed back."""
+    """At a stop, ask again for the leases of a call whose answer was lost, so that they are handed back."""
     give_up_at = trio.current_time() + HAND_BACK_S
     answered = False
     while not answered and trio.current_time() < give_up_at:
@@ -238,7 +235,7 @@ async def _take_unanswered(running: _Running, tasks: trio.Nursery) -> None:
 
 
 async def _withdraw(running: _Running) -> None:
-    """Have others woken, as this instance leases nothing for now."""
+    """Let the store wake other instances, because this instance leases nothing for now."""
     with suppress(StoreUnavailable):
         await running.store.withdraw(
             running.work.kind, running.owner, running.work.types, requests=running.requests
@@ -246,9 +243,12 @@ async def _withdraw(running: _Running) -> None:
 
 
 async def _take(
-    running: _Running, tasks: trio.Nursery, count: int, room: int = 0, *, waited: bool = False
+    running: _Running, tasks: trio.Nursery, count: int, room: int = 0, *, lingered: bool = False
 ) -> tuple[bool, float | None]:
-    """Lease up to `count` and start on them; whether the store answered, and `LeaseBatch.look_s`."""
+    """Lease up to `count` tasks and start their work.
+
+    Returns whether the store answered, and `LeaseBatch.look_s`.
+    """
     work = running.work
     shares = running.limits.shares(trio.current_time())
     asked_at = running.clock()
@@ -268,7 +268,7 @@ async def _take(
         return False, None
     if batch.leases:
         running.leased.add(len(batch.leases))
-        running.company.note(len(batch.leases), waited=waited)
+        running.lingering.note(len(batch.leases), lingered=lingered)
     for lease in batch.leases:
         failpoint("after-lease")
         held = HeldLease(
@@ -285,16 +285,16 @@ async def _take(
 
 
 async def _wait_for_room(running: _Running) -> None:
-    """Wait for a free slot. If a holder has more than its share while others wait, cancel the excess."""
+    """Wait for a free slot; cancel the newest work of a holder with more than its share while others wait."""
     with trio.move_on_after(jittered(SHARE_LOOK_S if running.limits.too_large() else math.inf)):
         await running.room.wait()
         return
     holder = running.limits.too_large()
     if holder is None or running.free > 0:
         return
-    what, name = holder
+    holder_type, name = holder
     try:
-        others = await running.store.waiting(running.work.kind, **{what: name})
+        others = await running.store.waiting(running.work.kind, **{holder_type: name})
     except StoreUnavailable:
         return
     if others and not running.stop.begun:
@@ -338,7 +338,7 @@ async def _work(running: _Running, held: HeldLease) -> Settlement:
     finally:
         if running.limits.full(held):
             running.urgent_until = trio.current_time() + URGENT_S
-        # Before the settlement, after which the store may grant the slot to this process again.
+        # Leave before the settlement: after it, the store may grant the slot to this process again.
         if running.limits.leave(held):
             running.wake.set()
     return settlement or _released(held.lease)

@@ -79,12 +79,12 @@ async def _delete(jobs: Sequence[Reapable], delete: Callable[[JobSpec], Awaitabl
     job_ids: list[str] = []
     limiter = trio.CapacityLimiter(DELETIONS)
 
-    async def one(job: Reapable) -> None:
+    async def delete_one(job: Reapable) -> None:
         async with limiter:
             if not job.has_file or await delete_file(job.spec, delete):
                 job_ids.append(job.spec.id)
 
     async with trio.open_nursery() as nursery:
         for job in jobs:
-            nursery.start_soon(one, job)
+            nursery.start_soon(delete_one, job)
     return job_ids

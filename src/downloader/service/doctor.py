@@ -291,7 +291,7 @@ async def _try_buckets(settings: Settings) -> str:
 
 
 async def _try_clouds(settings: Settings) -> str:
-    """As `_try_buckets`."""
+    """Like `_try_buckets`."""
     async with open_buckets(CLOUD_BUCKETS, settings.processor.cloud.section):
         return "opens; nothing to try until a job brings a bucket"
 

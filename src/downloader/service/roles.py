@@ -32,10 +32,10 @@ Report = tuple[Mapping[str, Any], Mapping[str, int]]
 """Facts of a role, and counts by series."""
 
 LONG_S = 5.0
-"""A download that has run for longer is in its instance's reports, with its bytes so far."""
+"""Downloads that have run for longer are in the instance's reports, with the bytes so far."""
 
 MOST_LONG = 100
-"""Most downloads in a report, those that have run longest: the page has all reports read twice a second."""
+"""Most downloads in a report (the longest running), because an open page reads all reports twice a second."""
 
 OUTAGE_LINE_S = 60.0
 """Time between two lines in the log about the same outage of the store."""
@@ -67,7 +67,7 @@ class Worker:
     held: Held = field(default_factory=dict)
 
     def wake_if_idle(self) -> bool:
-        """Wake the task that leases, if it waits and nothing is in flight; returns whether it was woken."""
+        """Wake the leasing task if it waits and nothing is in flight; returns whether it was woken."""
         if self.held or not self.wake.is_awaited:
             return False
         self.wake.set()
@@ -278,6 +278,6 @@ async def run_stop_of_callbacks(
 
 
 def _begin_callbacks_stop(instance: Instance) -> None:
-    """Callbacks get the rest of the grace period, less the time for handing back and closing."""
+    """Give callbacks the rest of the grace period, less the time for handing back and closing."""
     left_s = instance.stop.deadline + instance.grace_s * RESERVE / 2 - trio.current_time()
     instance.stop_callbacks.begin(max(0.0, left_s))

@@ -1,4 +1,4 @@
-"""How fast this process starts downloads, measured for the pace after a cooldown (`docs/design/pace.md`)."""
+"""Measures how fast this process starts downloads, for the pace after a cooldown (`docs/design/pace.md`)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import trio
 from downloader.model import Lease, Outcome, StartRate
 
 WINDOW_S = 60.0
-"""Starts of about the last so many seconds count."""
+"""Only starts of about this many last seconds count."""
 
 SHORTEST_S = 2.0
-"""Starts are taken to be spread over this time at least: the first ones come all at once."""
+"""Least duration over which starts are averaged, because the first starts come all at once."""
 
 FORGET_AT = 1000
-"""With so many names, those without a recent start are forgotten."""
+"""When this many aggregations and hosts are counted, those without a recent start are forgotten."""
 
 
 class _Count:
@@ -37,18 +37,18 @@ class Starts:
         self._forget_at = FORGET_AT
 
     @property
-    def names(self) -> int:
-        """How many are counted."""
+    def counted_names(self) -> int:
+        """Number of aggregations and hosts that are counted at present."""
         return len(self._counts)
 
     async def counted(self, lease: Lease, attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:
-        """Make an attempt, and add the rates of its aggregation and host to its cooldown, if any."""
+        """Make an attempt. Add the rates of the aggregation and host to its cooldown, if it causes one."""
         counts = [self._begin(name) for name in _names(lease)]
         try:
             outcome = await attempt()
             if outcome.cooldown:
-                had, *of_host = (self._rate(count) for count in counts)
-                cooldown = replace(outcome.cooldown, had=had, host_had=of_host[0] if of_host else None)
+                rate, *host_rate = (self._rate(count) for count in counts)
+                cooldown = replace(outcome.cooldown, had=rate, host_had=host_rate[0] if host_rate else None)
                 return replace(outcome, cooldown=cooldown)
             if outcome.response_code:
                 for count in counts:

@@ -34,14 +34,14 @@ from downloader.store import CallbackPlan, Settlement, limit_of_shard
 log = get_logger()
 
 DELIVERY_LEASES = 2
-"""A delivery that takes longer than this many leases counts as hanging, and the callback
-is tried again later. It is longer than the timeouts of all backends; the lease is renewed meanwhile."""
+"""Time limit of a delivery, in leases; longer than the timeouts of all backends. The lease is renewed
+meanwhile. A delivery that takes longer counts as hanging, and the callback is tried again later."""
 
 QUEUED_S = 60.0
 """How long a callback may wait for a slot of the backend, before the lease counts as hanging."""
 
 SEALED_DELAY_S = 60.0
-"""When a job that this instance cannot decrypt is due again. Long, because there may be many such jobs."""
+"""Delay of a job that this instance cannot decrypt. Long, because all jobs may be encrypted."""
 
 _SEALED = "the job is encrypted with a key that is not in redis.encryption_keys"
 
@@ -106,7 +106,10 @@ class Downloads:
         return min(lease.spec.download_timeout or processor.download_timeout, processor.max_download_timeout)
 
     async def attempt(self, lease: Lease, still_ours: StillOurs) -> Settlement:
-        """Attempt the download. A job without a callback is kept as long as one whose callback has failed."""
+        """Attempt the download once.
+
+        A job without a callback is kept for `failed_retention`, like a job whose callback failed.
+        """
         _note_wait(self.counters, lease)
         outcome = await self._outcome(lease, still_ours)
         notifier = self.settings.notifier
@@ -147,7 +150,7 @@ class Downloads:
     async def discard(self, lease: Lease) -> None:
         """Delete a file that was stored before this process learned of the cancel.
 
-        Also where the attempt was cancelled: a thread that was publishing the file finishes first.
+        Also needed after a cancelled attempt, because a thread that publishes the file is not interrupted.
         """
         await delete_file(lease.spec, self.delete)
 
@@ -172,9 +175,9 @@ _OVERDUE = Outcome(
 
 
 def within_deadline(outcome: Outcome, left_s: float) -> Outcome:
-    """An attempt's outcome, with this many seconds left until the job's deadline.
+    """An attempt's outcome, limited by the `left_s` seconds until the job's deadline.
 
-    If there would be another attempt, it is due at the deadline at the latest, and then fails the job.
+    A further attempt is due at the deadline at the latest. After the deadline the outcome is a failure.
     """
     if outcome.verdict in (Verdict.SUCCEEDED, Verdict.FAILED):
         return outcome
@@ -189,9 +192,9 @@ def within_deadline(outcome: Outcome, left_s: float) -> Outcome:
 
 
 def within_age(outcome: CallbackOutcome, lease: Lease, max_age: float) -> CallbackOutcome:
-    """A delivery's outcome: failed, if there would be another attempt and the callback is `max_age` s old.
+    """A delivery's outcome, limited by the callback's greatest age in seconds.
 
-    The other attempt is due at that age at the latest.
+    A further attempt is due at that age at the latest. Above that age the outcome is a failure.
     """
     if outcome.verdict in (Verdict.SUCCEEDED, Verdict.FAILED):
         return outcome
@@ -217,7 +220,7 @@ class Callbacks:
     """See `callback_limit`."""
     traces: Traces | None = None
     log: FilteringBoundLogger = field(default_factory=log.bind)
-    """As of `Downloads`."""
+    """See `Downloads.log`."""
 
     def work(self) -> Work:
         """The `Work` of the scheduler for callbacks."""
@@ -234,7 +237,7 @@ class Callbacks:
         )
 
     async def attempt(self, lease: Lease, _: StillOurs) -> Settlement:
-        """Deliver the callback. The job of a failed one is kept longer."""
+        """Deliver the callback once. A job whose callback failed is kept longer."""
         _note_wait(self.counters, lease)
         notifier = self.settings.notifier
         limit = limit_of_shard(notifier.per_destination, self.settings.redis)
@@ -273,7 +276,7 @@ class Callbacks:
         if lease.crashes >= POISON_CRASHES:
             return _poisoned(lease)
         max_age = self.settings.notifier.max_age
-        # After an outage of all notifiers a callback is tried once, however old it is.
+        # A callback that has never been tried, because all notifiers were down, is tried once at any age.
         too_old = lease.age_s >= max_age and (lease.attempts or lease.failing)
         return _too_old(max_age) if too_old else ""
 

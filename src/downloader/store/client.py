@@ -41,23 +41,23 @@ T = TypeVar("T")
 A = TypeVar("A")
 
 JOINED = ("submit", "lease", "finish", "close_callback", "retry_later", "release")
-"""Scripts of which each job needs some. Calls that begin at the same time travel in one round trip, and those
-that begin meanwhile in the next one, so a call finds what an earlier one has written. Calls of other scripts,
-renewals among them, do not wait."""
+"""Scripts that jobs call most often. Calls that begin at the same time share a round trip, and calls that
+begin during a round trip share the next one. So each call sees the writes of all earlier calls. Calls of
+other scripts, such as renewals, do not wait."""
 
 MAX_ROWS = 100
-"""Most rows of a call that joins others, and of each call of a durable transition: about 2 ms of the store's
-time, for which all other calls wait, renewals of leases among them."""
+"""Most rows of a call that joins others, and of a call of a durable transition. The script takes about 2 ms,
+and delays all other calls by this time."""
 
 FEW_ROWS = 16
-"""Most rows of a call of a durable transition that need not wait for its turn, see `MANY_CALLS`."""
+"""Calls of durable transitions with more rows wait for their turn, see `MANY_CALLS`."""
 
 MANY_CALLS = 3
-"""Calls of durable transitions with many rows that are made at the same time. The store works on one call at
-a time, so with more of them all other calls would only wait longer."""
+"""Most concurrent calls of durable transitions with more than `FEW_ROWS` rows. The store works on one call
+at a time, so more concurrent calls would only delay all others."""
 
 LATE_S = 0.05
-"""A pipeline that takes longer is late; usual ones take a millisecond."""
+"""A pipeline that takes longer is late; most take a millisecond."""
 
 JOINED_CALLS = 8
 """Most calls in one round trip."""
@@ -74,7 +74,7 @@ def shard_count(settings: RedisSettings) -> int:
 
 
 def limit_of_shard(limit: int, settings: RedisSettings) -> int:
-    """A limit over the fleet as each shard holds it: an equal part, at least 1."""
+    """Each shard's equal part of a limit over the fleet, at least 1."""
     return max(1, limit // shard_count(settings))
 
 
@@ -110,7 +110,8 @@ class StoreClient:
             self._run_together, max_batch=JOINED_CALLS, lane=self._lane
         )
         self._lanes: dict[int, tuple[int, float]] = {}
-        """By shard: the number of the lane for new calls, and since when its pipeline runs."""
+        """By shard: the number of the lane for new calls, and the Trio time at which the lane's pipeline
+        began (infinite: none runs)."""
         self._many = trio.Semaphore(MANY_CALLS)
         self._silent: set[int] = set()
         self._fell_silent = trio.Event()
@@ -157,9 +158,9 @@ class StoreClient:
         raise NoAnswer(self._no_reply)
 
     def _lane(self, call: ScriptCall) -> tuple[int, int]:
-        """The shard's lane, or another one while an answer is late: a lost answer delays no later call."""
+        """The shard's lane; a new lane if an answer is late, so that a lost answer delays no later call."""
         number, begun_at = self._lanes.get(call.shard, (0, math.inf))
-        # On a Cluster, calls behind a late one fail with it: the shard counts as silent then.
+        # In a Cluster, calls that wait for a late call fail together with it, and the shard counts as silent.
         if self.keys.shards == 1 and trio.current_time() > begun_at + LATE_S:
             number += 1
             self._lanes[call.shard] = number, math.inf
@@ -183,7 +184,7 @@ class StoreClient:
         return answers
 
     def joins_durable(self, rows: int) -> bool:
-        """Whether a call of a durable transition with so many rows joins others, and keeps its place."""
+        """Whether a call of a durable transition with this many rows is sent together with other calls."""
         return not self._durable and rows <= FEW_ROWS
 
     async def prepare_durable(self, shard: int) -> None:
@@ -237,9 +238,9 @@ class StoreClient:
     async def _run_many(
         self, name: str, shard: int, call: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     ) -> Sequence[Any]:
-        """Run a durable transition for many rows in short calls, then wait for all with an empty one.
+        """Run a durable transition for many rows in short calls, then wait until all writes are durable.
 
-        The first call without an answer is the last one; the entries of the rows from there on are `None`.
+        If a call gets no answer, no further call is made, and the entries of the remaining rows are `None`.
         """
         entries: list[Any] = []
         try:

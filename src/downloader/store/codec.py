@@ -190,9 +190,9 @@ def _close_callback(settlement: Settlement, seal: Seal | None) -> dict[str, Any]
 
 
 def _record(settlement: Settlement, outcome: Outcome | None, seal: Seal | None) -> dict[str, str]:
-    """The argument `record` if the job ends with this success; `outcome` is that of the download.
+    """The argument `record` if the job ends with this success; `outcome` is the download's.
 
-    A download that was cancelled is over too: nobody runs it again.
+    A cancelled download counts as ended, because it cannot be retried.
     """
     if outcome is None or settlement.verdict is not Verdict.SUCCEEDED or settlement.lease.spec.damage:
         return {}
@@ -252,7 +252,7 @@ def ms(seconds: float) -> int:
 
 
 def types(names: Iterable[str]) -> str:
-    """Types of callbacks as the scripts have them: `,http,kafka,`."""
+    """Types of callbacks in the form that the scripts use: `,http,kafka,`."""
     return f",{','.join(sorted(names))},"
 
 
@@ -345,13 +345,13 @@ def reapable(flat: Sequence[Any]) -> Reapable:
 
 
 _TAGS = '"tags":['
-"""In the JSON of each job with tags."""
+"""Text in the JSON of each job with tags."""
 
 _GROUP = '"group":"'
-"""In the JSON of each job of a group of jobs."""
+"""Text in the JSON of each job that belongs to a group of jobs."""
 
 _COMPLETES = '"completes":"'
-"""In the JSON of what reports the completion of a group of jobs."""
+"""Text in the JSON of the job that carries the callback of a group of jobs."""
 
 
 def listed_jobs(
@@ -594,7 +594,7 @@ def _number(text: str) -> float | None:
 
 
 def _int(text: str | None) -> int:
-    """The number in a text; 0 for a missing one, and for one that was damaged in the store."""
+    """The number in a text; 0 for no text or a damaged one."""
     try:
         return int(text or 0)
     except ValueError:
@@ -638,7 +638,7 @@ def _outcome(stored: Mapping[str, str], unseal: Unseal) -> Outcome:
 
 
 def _unsealed(text: str, unseal: Unseal) -> str:
-    """A URL as it was before it was sealed, if it was; empty without the key."""
+    """The plain text of a URL that may be encrypted; empty if the key is missing."""
     return text if text.startswith("http") else (unseal(text) or "" if text else "")
 
 

@@ -1,10 +1,10 @@
 """The record of a job that has succeeded or was cancelled: one text in place of three keys.
 
-Most jobs in a store have ended, and wait for their deletion. Fields that nobody needs any more are left out.
-The others are a text of lines. The first line has the marks of the leases that ended download and callback,
-see `mark_of` in `_lib.lua`. Each further line has a letter and a value. `D` and `C` stand for any other field
-of the hash of the download or the callback (`name=value`), `J` for the other fields of the job (JSON). `R` is
-for a job that was given to a reaper.
+Most jobs in a store have ended and wait for their deletion, so the record leaves out fields that are no
+longer needed. The first line has the marks of the leases that ended download and callback, see `mark_of` in
+`_lib.lua`. Each further line has a letter and a value. `D` and `C` stand for a further field (`name=value`)
+in the hash of the download or the callback, `J` for the further fields of the job (JSON). `R` marks a job
+that was given to a reaper.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _UNNEEDED = frozenset(
         *("extract_image_size", "key_exists", "content_type", "content_disposition"),
     }
 )
-"""Fields of a job that only the download or the callback needs; one callback is kept."""
+"""Fields of a job that only the download or the callback needs. `record` keeps the callback that was sent."""
 
 MARK_LENGTH = 4
 """Characters of the mark of a lease."""
@@ -44,15 +44,15 @@ _RELATIVE = "sFS"
 """Times that are stored as the difference to the end of the download."""
 
 _DEFAULTS = {"state": "succeeded", "attempts": "1", "deliveries": "1"}
-"""Fields of both hashes that are left out if they have this value."""
+"""Values of fields of both hashes that are left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """What is known of a job that has ended."""
+    """The parsed record of a job that has ended."""
 
     spec: str
-    """The job, as `JobSpec.to_json` writes it."""
+    """The job in the JSON of `JobSpec.to_json`."""
     download: dict[str, str]
     callback: dict[str, str]
     """Fields as of the hash `task`; empty without a callback."""

@@ -1,8 +1,8 @@
 """`GroupStore`: groups of jobs that have one callback when all their jobs have ended.
 
-The shard of a group's name has the group's callback. Each shard counts the jobs that it has. With one shard,
-the script that ends the last job completes the group. In a Cluster an instance asks all shards, in
-`tend_groups`. `docs/design/groups.md` says more.
+The group's callback is stored in the home shard, which follows from the group's name. Each shard counts its
+own jobs of the group. With one shard, the script that ends the last job completes the group. In a Cluster,
+`tend_groups` asks all shards. See `docs/design/groups.md`.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ _CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{1,20})")
 """Shard, and cursor of ZSCAN on that shard."""
 
 _DURABLE = frozenset({"seal", "reopen"})
-"""Arguments of `group.lua` for what a client asks for."""
+"""Arguments of `group.lua` for changes by a client, which must be durable before the response."""
 
 MAX_UNFINISHED = 1000
-"""Most groups for which an instance notes a shard that has unfinished jobs."""
+"""Most groups in `_unfinished_in`; beyond that it is emptied, which costs only extra calls."""
 
 Part = Mapping[str, Any]
-"""What a shard has of a group; empty for nothing."""
+"""The fields of a group in a shard; empty if the shard has no record of the group."""
 
 
 class GroupStore(StoreReader):
-    """The part of the store that has groups of jobs. Methods raise as those of `JobStore`."""
+    """The methods for groups of jobs. They raise as the methods of `JobStore` do."""
 
     def __init__(self, client: StoreClient, sealer: Sealer | None = None) -> None:
         super().__init__(client, sealer)
         self._seal = None if sealer is None else sealer.seal
         self._mark = MemoryMark(client)
         self._unfinished_in: dict[tuple[str, str], int] = {}
-        """By name and mark of a group that is sealed in all shards: one that had unfinished jobs of it."""
+        """A shard that had unfinished jobs at the last look, by name and mark of a group that is sealed in
+        all shards. Asking that shard first saves asking all of them."""
 
     async def group(self, name: str) -> Group | None:
-        """A group, or `None`."""
+        """A group; `None` if there is none with this name."""
         return next(iter(await self._described([name])), None)
 
     async def groups(self, cursor: str, count: int) -> GroupPage:
@@ -63,31 +64,31 @@ class GroupStore(StoreReader):
             raise ValueError("no such cursor")
         shard = int(match[1])
         key = self._keys.key(shard, "job_groups")
-        behind, found = await self._client.command("ZSCAN", key, match[2], "COUNT", count, shard=shard)
-        names = [row[0] for row in found] if found and isinstance(found[0], list | tuple) else found[::2]
-        if str(behind) != "0":
-            cursor = f"{shard}.{behind}"
+        position, rows = await self._client.command("ZSCAN", key, match[2], "COUNT", count, shard=shard)
+        names = [row[0] for row in rows] if rows and isinstance(rows[0], list | tuple) else rows[::2]
+        if str(position) != "0":
+            cursor = f"{shard}.{position}"
         else:
             cursor = f"{shard + 1}.0" if shard + 1 < self._keys.shards else ""
         return GroupPage(groups=await self._described(sorted(set(names))), cursor=cursor)
 
     async def cancellable(self, name: str, cursor: str, count: int) -> tuple[Sequence[JobSpec], str]:
-        """At most `count` jobs of a group that wait or run, and the cursor of the next call.
+        """At most `count` pending or running jobs of a group, and the cursor of the next call.
 
-        They are all in one shard.
+        All jobs of a call are in one shard.
 
         Raises:
             ValueError: the cursor was not returned by this method.
         """
         call = {"which": Listed.GROUP, "group": name, "count": count}
-        answer, behind = await self._read_on("list", call, cursor, list(range(self._keys.shards)))
+        answer, next_cursor = await self._read_on("list", call, cursor, list(range(self._keys.shards)))
         rows = [codec.fields(flat) for flat in answer["jobs"]]
         specs = [
             JobSpec.from_json(row["id"], row["spec"], self._unseal)
             for row in rows
             if row.get("state") in (State.PENDING, State.RUNNING)
         ]
-        return specs, behind
+        return specs, next_cursor
 
     async def _described(self, names: Sequence[str]) -> Sequence[Group]:
         if not names:
@@ -102,12 +103,12 @@ class GroupStore(StoreReader):
     async def set_group_callback(
         self, spec: JobSpec, plan: CallbackPlan, quota: Mapping[str, int] | None = None
     ) -> Group | None:
-        """Set the callback of a group, which exists then; a group that is complete does not change.
+        """Set the callback of a group, and create the group if needed. A complete group does not change.
 
-        Returns the group, or `None`: the quota of `spec.token` (see `Submission`) allows no further group.
+        Returns the group, or `None` if the quota of `spec.token` (see `Submission`) allows no further group.
 
-        `spec` is the job that the callback is sent as: its `aggr_id` is the group's name, and its id comes
-        from `new_id` of the name. The first id stays.
+        `spec` is the job that carries the callback: its `aggr_id` is the group's name, and its id comes from
+        `new_id` of the name. If the callback is set again, the id of the first call stays.
 
         Raises:
             StoreUnavailable: also if the memory of the shard is almost full, see `watch_memory`.
@@ -123,12 +124,12 @@ class GroupStore(StoreReader):
     async def seal_group(
         self, name: str, token: str = "", quota: Mapping[str, int] | None = None
     ) -> Group | None:
-        """Let a group take no more jobs; it is complete when all its jobs, callbacks included, have ended.
+        """Accept no more jobs in a group. It is complete when all its jobs and their callbacks have ended.
 
-        Returns the group, or `None`: the quota of the token (see `Submission`) allows no further group.
+        Returns the group, or `None` if the quota of the token (see `Submission`) allows no further group.
 
         Raises:
-            StoreUnavailable: a shard did not answer. If the shard of the name has, `tend_groups` goes on.
+            StoreUnavailable: a shard did not answer. If the home shard did, `tend_groups` seals the others.
         """
         row = {"name": name, "seal": True, **codec.quota_of_group(token, quota)}
         [sealed] = await self._client.run("group", self._home(name), {}, [row], durable=True)
@@ -138,35 +139,35 @@ class GroupStore(StoreReader):
         return await self.group(name)
 
     async def reopen_group(self, name: str, callback_id: str) -> Group | None:
-        """Let a complete group take jobs again; complete again, it has a second callback with another id.
+        """Accept jobs in a complete group again. When it is complete again, a second callback is sent.
 
-        Returns the group, which does not change unless it is complete; `None` for no such group.
-        `callback_id` comes from `new_id` of the name.
+        Returns the group, unchanged if it was not complete; `None` if there is no such group. `callback_id`
+        is the id of the second callback, from `new_id` of the name.
 
         Raises:
-            StoreUnavailable: a shard did not answer. The group may be complete still.
+            StoreUnavailable: a shard did not answer. The group may still be complete.
         """
         home = self._home(name)
         [answer] = await self._client.run("group", home, {}, [{"name": name}])
         part = codec.fields(answer)
         if "completed" in part:
             row = {"name": name, "reopen": True, "mark": part.get("sealed", "0"), "id": callback_id}
-            # The shard of the name is the last: once the group is open there, all shards accept its jobs.
+            # The home shard comes last: once the group is open there, all shards accept its jobs.
             if others := [shard for shard in range(self._keys.shards) if shard != home]:
                 await self._parts([row], others)
             await self._parts([row], [home])
         return await self.group(name)
 
     async def tend_groups(self, due: Mapping[int, Sequence[str]]) -> None:
-        """Do what is due for groups of jobs, as `reap` has named them by shard.
+        """Count jobs that ended uncounted, complete groups of a Cluster, and delete old groups.
 
-        Jobs that ended uncounted are counted, groups of a Cluster completed, and old groups deleted.
+        `due` has the names of the groups by shard, from `reap`.
         """
         asked: set[str] = set()  # a group may be due in each shard
         for shard, names in due.items():
             asked.update(await self._client.run("tend", shard, {}, [{"name": name} for name in names]))
         for name in sorted(asked):
-            with suppress(StoreUnavailable):  # it is due again, and holds up neither others nor the reaper
+            with suppress(StoreUnavailable):  # the group is due again later, and must not stop the others
                 await self._complete(name)
 
     async def _complete(self, name: str) -> None:
@@ -189,8 +190,8 @@ class GroupStore(StoreReader):
                     self._unfinished_in.clear()
                 self._unfinished_in[name, mark] = unfinished[0]
                 return
-            # Shards answer at different times, and a job that failed may be retried meanwhile. If they all
-            # answer the same again, no job was unfinished at the time between.
+            # The shards answer at different times, and a failed job may be retried meanwhile. If all answers
+            # are the same a second time, there was a moment between when no job was unfinished.
             if [parts] != await self._parts([row]):
                 return
             call = {"name": name, "counts": codec.group_counts(parts), "mark": mark}
@@ -201,7 +202,7 @@ class GroupStore(StoreReader):
     async def _parts(
         self, rows: Sequence[Mapping[str, Any]], shards: Sequence[int] = ()
     ) -> Sequence[Sequence[Part]]:
-        """Run `group.lua` on shards, without any on all; returns for each row what the shards have.
+        """Run `group.lua` on `shards` (none: all shards); returns each row's parts, one per shard.
 
         Raises:
             StoreUnavailable: a shard did not answer.

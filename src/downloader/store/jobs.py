@@ -148,10 +148,10 @@ class JobStore(GroupStore):
         return [results.get(row["id"], (Accepted.UNAVAILABLE, row["id"])) for row in rows]
 
     def _wake_own(self, kind: Kind) -> Mapping[str, Any]:
-        """Wake the owner of `listen` if it is idle; returns the argument by which the script knows of it.
+        """Wake the owner of `listen` if it is idle; returns the argument that tells this to the script.
 
-        Must be called right before a call that joins others, so that the owner's lease call comes behind it.
-        In a Cluster the owner would ask all shards, so there the script wakes it.
+        To be called right before a call that joins others, so that the owner's lease call follows in the same
+        round trip. In a Cluster the owner would ask all shards, so the script wakes it instead.
         """
         wake = self._own.get(kind) if self._keys.shards == 1 else None
         return {"own": {kind: self._owner}} if wake is not None and wake() else {}
@@ -164,7 +164,7 @@ class JobStore(GroupStore):
         await self._mark.watch(task_status=task_status)
 
     def memory_is_full(self) -> bool:
-        """Whether new jobs are `UNAVAILABLE` for want of memory, while `watch_memory` runs."""
+        """Whether new jobs are `UNAVAILABLE` because memory is full; known only while `watch_memory` runs."""
         return self._mark.is_full()
 
     # Leased work
@@ -188,12 +188,12 @@ class JobStore(GroupStore):
         noted as idle and is woken when more can run. Such an owner must `listen`, and must `withdraw` before
         the last call. An owner whose `room` is 0 is not noted.
 
-        An owner with room asks in a Cluster only shards that may have work for it: those that are `woken`,
-        as `listen` has called for them, and those that are due by the former answers to `requests`. If
-        `woken` contains `None`, and every `LOOK_S`, it asks all.
+        In a Cluster, an owner with room asks only shards that may have work: the `woken` shards (named by
+        `listen`), and shards that are due by the former answers to `requests`. All shards are asked if
+        `woken` contains `None`, and every `LOOK_S`.
 
-        `types` are the types of callbacks that the owner can deliver; `None`: all. Other callbacks are left
-        to owners that can deliver them. While there are none, each owner gets them.
+        `types` are the types of callbacks that the owner can deliver; `None`: all. Callbacks of other types
+        are left to owners that can deliver them; if there is no such owner, any owner gets them.
 
         If the answer to a call is lost, the next call with the same `requests` returns the same leases again.
         A `count` of 0 asks only for such leases.
@@ -247,7 +247,7 @@ class JobStore(GroupStore):
                 leases += granted
                 requests.note(shard, answer["look_ms"], idle=not room or len(granted) < room)
         if 0 < room <= len(leases) and requests.idle_at:
-            # A shard notes an owner that has room after its own answer, not after that of all.
+            # Each shard notes an owner that has room after this shard's answer alone.
             with suppress(StoreUnavailable):
                 await self.withdraw(kind, owner, types, requests=requests)
         due_s = [answer["due_ms"] / 1000 for answer in answered.values() if answer["due_ms"] >= 0]
@@ -265,9 +265,10 @@ class JobStore(GroupStore):
         *,
         requests: LeaseRequests | None = None,
     ) -> None:
-        """Wake others in place of `owner`, until its next lease call; `types` as for `lease`.
+        """Wake other instances in place of `owner`, until the owner's next lease call.
 
-        With the `requests` of its lease calls, only the shards are asked that have noted it as idle.
+        `types` are as for `lease`. With the `requests` of the owner's lease calls, only shards that have
+        noted the owner as idle are asked.
         """
         shards = range(self._keys.shards) if requests is None else requests.withdraw()
         call = {"kind": kind, "owner": owner}
@@ -289,9 +290,10 @@ class JobStore(GroupStore):
         return codec.fields(answer)
 
     async def waiting(self, kind: Kind, *, group: str = "", token: str = "") -> int:
-        """Number of groups with a due task and a free slot in the fleet, except a group or those of a token.
+        """Number of groups with a due task and a free slot in the fleet.
 
-        For a token, only the first groups of some other tokens are counted.
+        Leaves out `group`, or all groups of `token`. With a `token`, the number is a lower bound: only the
+        first groups of some other tokens are counted.
         """
         call = {"kind": kind, "group": group, "token": token}
         return sum(await self._client.run_on_all("waiting", call))
@@ -344,8 +346,8 @@ class JobStore(GroupStore):
     async def sweep(self, kind: Kind, count: int = 100, lease_s: float | None = None) -> Sequence[str]:
         """Make at most `count` tasks with an expired lease per shard pending again; returns the job ids.
 
-        With `lease_s`, the length of leases, also tasks with a lease that ends later than that from now,
-        because the server's clock was set back.
+        `lease_s` is the length of leases. If given, leases that end later than `lease_s` from now count as
+        expired too: the server's clock was set back.
         """
         call = {"kind": kind, "count": count}
         if lease_s is not None:
@@ -379,7 +381,7 @@ class JobStore(GroupStore):
         await self._client.run_rows("remove", {}, [{"id": job_id} for job_id in job_ids])
 
     async def purge(self, job_id: str) -> Changed:
-        """Let the next `reap` return a job that has ended, whose time to be kept is not over."""
+        """Let the next `reap` return an ended job before the end of the time for which it is kept."""
         [answer] = await self._client.run_rows("purge", {}, [{"id": job_id}])
         return Changed(answer)
 
@@ -463,7 +465,7 @@ class JobStore(GroupStore):
         return codec.aggregation(answer) if answer else None
 
     async def pause_all(self, *, paused: bool) -> None:
-        """Pause all aggregations, also later ones, or end this pause; it leaves their own pauses alone.
+        """Pause all present and later aggregations, or end this pause. Pauses of single ones do not change.
 
         Raises:
             StoreUnavailable: a shard did not answer; the others may have changed.

@@ -35,7 +35,7 @@ class Key:
 
     @property
     def path(self) -> str:
-        """The name behind the base, with parameters in angle brackets."""
+        """The key without the base, with parameters in angle brackets."""
         return ":".join(self.parts(self.name, [f"<{parameter}>" for parameter in self.parameters]))
 
     def parts(self, name: str, values: Sequence[str]) -> Sequence[str]:
@@ -438,6 +438,7 @@ class Keys:
 
         Raises:
             KeyError: no such key in the table.
+            ValueError: the number of values is wrong.
         """
         key = _BY_NAME[name]
         if len(values) != len(key.parameters):

@@ -84,13 +84,13 @@ class MemoryMark:
             }
 
     async def _memory_of(self, shard: int) -> tuple[Mapping[str, Any], int]:
-        """What the server of a shard says of its memory, and the number of ended jobs in the shard."""
+        """`INFO memory` of a shard's server, and the number of ended jobs in the shard."""
         memory = await self._client.command("INFO", "server", "memory", shard=shard)
         return memory, await self._client.command("HLEN", self._client.keys.key(shard, "ended"), shard=shard)
 
 
 def _left_on(memory: Mapping[str, Any], ended: int) -> float:
-    """Bytes below the mark of a server; `ended` of them are records of ended jobs."""
+    """Bytes that new jobs may take on a server, where the records of ended jobs take `ended` bytes."""
     if not memory["maxmemory"]:
         return math.inf
     return float((memory["maxmemory"] - ended) * SHARE - (memory["used_memory"] - ended))

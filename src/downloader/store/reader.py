@@ -44,8 +44,8 @@ from downloader.wire import (
 log = get_logger()
 
 LISTED_AT_ONCE = 1000
-"""Aggregations per call of the script in `loads`, and per command in `aggregation_sizes`: a few milliseconds
-of the store's time, and less than one."""
+"""Aggregations per call of the script in `loads` (a few milliseconds of the store's time), and per command in
+`aggregation_sizes` (less than a millisecond)."""
 
 RESUBSCRIBE_S = 0.5
 """Pause before subscribing again after the connection to the store was lost."""
@@ -85,12 +85,12 @@ class StoreReader:
         Raises:
             ValueError: the cursor was not returned by `jobs`.
         """
-        of_one = aggr_id and which is not Listed.GROUP
-        shards = [self._keys.aggregation_shard(aggr_id)] if of_one else list(range(self._keys.shards))
+        in_one_shard = aggr_id and which is not Listed.GROUP
+        shards = [self._keys.aggregation_shard(aggr_id)] if in_one_shard else list(range(self._keys.shards))
         call = {"which": which, "group": aggr_id, "count": count}
-        answer, behind = await self._read_on("list", call, cursor, shards)
+        answer, next_cursor = await self._read_on("list", call, cursor, shards)
         jobs = codec.listed_jobs(answer["jobs"], matches, self._unseal)
-        return JobPage(jobs=list(jobs), cursor=behind)
+        return JobPage(jobs=list(jobs), cursor=next_cursor)
 
     async def failures(self, which: Listed, cursor: str, count: int) -> tuple[Sequence[FailureGroup], str]:
         """Count the next `count` failed jobs of a list by aggregation and reason.
@@ -101,9 +101,9 @@ class StoreReader:
             The counts, and the cursor of the next call, empty at the end.
         """
         shards = list(range(self._keys.shards))
-        answer, behind = await self._read_on("tally", {"which": which, "count": count}, cursor, shards)
+        answer, next_cursor = await self._read_on("tally", {"which": which, "count": count}, cursor, shards)
         kind = Kind.CALLBACK if which is Listed.FAILED_CALLBACKS else Kind.DOWNLOAD
-        return [codec.failure_group(kind, flat) for flat in answer["failures"]], behind
+        return [codec.failure_group(kind, flat) for flat in answer["failures"]], next_cursor
 
     async def _read_on(
         self, script: str, call: Mapping[str, Any], cursor: str, shards: Sequence[int]
@@ -116,12 +116,12 @@ class StoreReader:
         answer = codec.fields(
             await self._client.run(script, shard, {**call, "score": match[2], "id": match[3]})
         )
-        behind = ""
+        next_cursor = ""
         if answer["id"]:
-            behind = f"{shard}.{answer['score']}.{answer['id']}"
+            next_cursor = f"{shard}.{answer['score']}.{answer['id']}"
         elif shard != shards[-1]:
-            behind = f"{shard + 1}.."
-        return answer, behind
+            next_cursor = f"{shard + 1}.."
+        return answer, next_cursor
 
     async def unfinished(self, aggr_id: str, count: int) -> tuple[Sequence[JobSpec], bool]:
         """At most `count` unfinished jobs of an aggregation, and whether there may be more."""
@@ -132,7 +132,7 @@ class StoreReader:
         return [JobSpec.from_json(job_id, spec, self._unseal) for job_id, spec in pairs], bool(answer["more"])
 
     async def get(self, job_id: str) -> JobView | None:
-        """A job, or `None`."""
+        """A job; `None` if no job has this id."""
         try:
             shard = shard_of(job_id, self._keys.shards)
         except ValueError:
@@ -143,8 +143,8 @@ class StoreReader:
     async def aggregation_sizes(self) -> Mapping[str, int]:
         """How many jobs are pending in each aggregation that has work, the largest first.
 
-        Those that have none, and are kept because an operator has set something, are left out. Read in pages,
-        so that no command delays the fleet: a list of very many is not of one moment.
+        Aggregations without work, which are kept because an operator has set a value, are left out. The list
+        is read in pages, so that no command delays the fleet; pages are not from the same moment.
         """
 
         async def ask(shard: int) -> Mapping[str, float]:
@@ -178,11 +178,11 @@ class StoreReader:
         call = {"cursor": match[2], "count": count}
         answer = codec.fields(await self._client.run("aggregations", shard, call))
         if answer["cursor"] != "0":
-            behind = f"{shard}.{answer['cursor']}"
+            next_cursor = f"{shard}.{answer['cursor']}"
         else:
-            behind = f"{shard + 1}.0" if shard + 1 < self._keys.shards else ""
+            next_cursor = f"{shard + 1}.0" if shard + 1 < self._keys.shards else ""
         aggregations = [codec.aggregation(flat) for flat in answer["aggregations"]]
-        return AggregationPage(aggregations=aggregations, cursor=behind)
+        return AggregationPage(aggregations=aggregations, cursor=next_cursor)
 
     async def described(self, aggr_ids: Iterable[str]) -> Sequence[Aggregation]:
         """Descriptions of aggregations, in any order; aggregations without work are left out."""
@@ -269,18 +269,21 @@ class StoreReader:
         cancelled: Callable[[str], None] = lambda _: None,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Call a kind's function when the owner is to look for work. Runs until cancelled.
+        """Call a kind's function in `wakes` when there may be work. Runs until cancelled.
 
-        The arguments are the time until then in seconds, and the shard. `owner` is the owner of lease calls
-        that have a `room`. Without it the functions are called only while no such instance is idle.
+        Messages can be lost, so callers must also ask the store at intervals.
 
-        The functions in `idle` wake the owner if it is idle, and return whether they have. They are called
-        where this store is about to make something runnable: the owner's lease call then follows in the same
-        round trip, and nobody is woken through the store.
-
-        The functions are also called after each (re)subscription, because messages may have been missed.
-        `cancelled` is called with the id of each job that is cancelled while the download runs on any
-        instance. Messages can be lost, so callers must also ask the store at intervals.
+        Args:
+            wakes: called with the seconds until the work can run, and its shard; also after each
+                (re)subscription, because messages may have been missed.
+            owner: the owner of lease calls with a `room`. Without an owner, the functions are called only
+                while no such owner is idle.
+            idle: functions that wake the owner if it is idle, and return whether they have. Called before
+                this store makes a task runnable: the owner's lease call then follows in the same round trip,
+                and no instance is woken through the store.
+            cancelled: called with the id of each job that is cancelled while its download runs on any
+                instance.
+            task_status: started after the first subscription.
         """
         shards = range(self._keys.shards)
         common = {

@@ -16,25 +16,24 @@ LOOK_S = 5.0
 """Longest time between two lease calls to a shard. A job waits that long only if a wake-up was lost."""
 
 UNANSWERED_S = 1.0
-"""When a shard is asked again that did not answer, and may have granted leases."""
+"""Seconds until a shard that did not answer is asked again; it may have granted leases."""
 
 _MORE, _NOW = -math.inf, 0.0
-"""Trio times of shards that are to be asked at once. Those that have more are asked first."""
+"""Trio times for shards that are to be asked at once. `_MORE`: the shard has more tasks, and comes first."""
 
 
 class LeaseRequests:
-    """The lease calls of a caller, which makes one call at a time, always for the same kind.
+    """State of a caller's lease calls: their ids, and when each shard is to be asked again.
 
-    A failed call may have been applied. The next call to the same shard repeats the id, and the script
-    returns the same leases again. Otherwise the leased tasks would wait until the leases end.
-
-    In a Cluster, the former answers say which shards are asked in a call.
+    The caller makes one call at a time, always for the same kind. A failed call may have been applied, so
+    the next call to the same shard repeats the id, and the script returns the same leases again. Otherwise
+    the leased tasks would wait until the leases end.
     """
 
     def __init__(self) -> None:
         self._ids: dict[int, str] = {}
         self._look_at: dict[int, float] = {}
-        """Trio time at which a shard is to be asked; infinite: when it wakes the caller."""
+        """Trio time at which a shard is to be asked; infinite: only after a wake-up from the shard."""
         self._all_at = -math.inf
         """Trio time at which all shards are to be asked."""
         self.idle_at: set[int] = set()
@@ -46,7 +45,7 @@ class LeaseRequests:
         return list(self._ids)
 
     def to_ask(self, shards: Sequence[int], woken: Collection[int | None]) -> list[int]:
-        """The shards that are asked now: the woken ones and those that are due. `None` stands for all."""
+        """The shards to ask now: `woken` shards (`None` in it: all shards), and shards that are due."""
         now = trio.current_time()
         asks_all = None in woken or now >= self._all_at
         if asks_all:
@@ -56,7 +55,7 @@ class LeaseRequests:
             look_at = self._look_at.get(shard, _NOW)
             if asks_all or shard in woken or look_at <= now:
                 asked.append(shard)
-                # Until it answers.
+                # The shard stays due until it answers.
                 self._look_at[shard] = min(look_at, _NOW)
         return sorted(asked, key=self._look_at.__getitem__)
 
@@ -69,9 +68,10 @@ class LeaseRequests:
         del self._ids[shard]
 
     def note(self, shard: int, look_ms: float, *, idle: bool) -> None:
-        """Note in how many ms a shard is to be asked again (-1: when it wakes the caller).
+        """Note that a shard is to be asked again in `look_ms` milliseconds (-1: after a wake-up).
 
-        `idle`: the shard has left the caller with room, and has noted this if nothing more can run.
+        `idle`: the answer left the caller with room. Unless more can run, the shard has noted the caller as
+        idle.
         """
         self.idle_at.discard(shard)
         if look_ms == 0:
@@ -83,13 +83,13 @@ class LeaseRequests:
             self._look_at[shard] = trio.current_time() + (look_ms / 1000 if look_ms > 0 else math.inf)
 
     def withdraw(self) -> Collection[int]:
-        """The shards that have noted the caller as idle, and are to forget it; they are asked next time."""
+        """The shards that have noted the caller as idle. They are taken as forgotten, and are asked next."""
         shards, self.idle_at = self.idle_at, set()
         self._look_at |= dict.fromkeys(shards, _NOW)
         return shards
 
     def look_s(self) -> float | None:
-        """Seconds until a shard is to be asked; `None`: when one wakes the caller."""
+        """Seconds until a shard is to be asked; `None`: only after a wake-up."""
         now = trio.current_time()
         for shard in self._ids:
             self._look_at[shard] = now + UNANSWERED_S

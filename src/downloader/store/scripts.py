@@ -16,8 +16,8 @@ FAMILY = "downloader_"
 
 _LUA = resources.files("downloader.store").joinpath("lua")
 _SHARED = ("_pace.lua", "_lib.lua", "_hosts.lua", "_ended.lua", "_wake.lua")
-"""Files in front of the transitions; each may use what the files before it define. Together they may have 200
-local variables at the level of the file."""
+"""Files in front of the transitions, in this order: a file may use the functions of earlier files. Together
+they may have 200 local variables at the level of the file, a limit of Lua."""
 
 _READS = ("aggregations", "backlog", "busiest", "get", "list", "tally", "unfinished")
 """Transitions that write nothing."""
@@ -39,13 +39,13 @@ class Script:
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
-    """All transitions, as functions that a server keeps under names with a digest of their code.
+    """All transitions as one library of Redis functions.
 
-    Versions with different code have different functions, so they can share a server.
+    The names contain a digest of the code, so versions of the service with different code can share a server.
     """
 
     body: str
-    """The Lua code behind the first lines, which give the library's name."""
+    """The Lua code after the first two lines, which contain the library's name."""
     scripts: Mapping[str, Script]
 
     @cached_property
@@ -90,7 +90,7 @@ def load_library(*, cluster: bool = False) -> Library:
 
 
 def _registered(name: str, source: str) -> str:
-    """Lua code that makes a function of a transition's file; its local variables are those of one call."""
+    """Lua code that registers the source of a transition's file as a function."""
     flag = "'no-writes'" if name in _READS else "" if name in _GROWS else "'allow-oom'"
     return f"""
 do

@@ -2,7 +2,7 @@
 
 No other module of the core imports redis or trio-asyncio. redis-py uses asyncio, so every call runs in the
 asyncio loop that the service has opened (`asyncio_loop`). Calls are shielded from cancellation and bounded in
-time instead: a cancelled call would cost a connection, and nobody would know whether it was applied.
+time instead: a cancelled call would cost a connection, and might have been applied or not.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Call = Callable[[Any], Awaitable[T]]
 """Makes an asyncio call with a redis-py client."""
 
 RETRIES = 3
-"""How often a call is repeated after a lost reply or connection. Every script may be repeated."""
+"""Repetitions of a call after a lost reply or connection. Every script may be repeated."""
 
 RETRY_BASE_S, RETRY_CAP_S = 0.02, 0.5
 
@@ -44,18 +44,18 @@ SYNCED_TTL_MS = 24 * 3600 * 1000
 """Time to live of the key `synced`, which each durable call writes."""
 
 LOADS = 3
-"""How often a call loads the library: an instance of another version may delete it again meanwhile."""
+"""Most times that a call loads the library, which an instance of another version may delete meanwhile."""
 
 MOVES = 3
-"""How often a call follows a shard to another node."""
+"""Most times that a call follows a shard to another node."""
 
 CALLS = 64
 """Calls at the same time, each on a separate connection; further calls wait. redis-py's pool raises above
 100."""
 
 ENCODING_ERRORS = "backslashreplace"
-"""For lone surrogates, and for texts that were damaged: those are no JSON then, while an exception would end
-the call, and the next one."""
+"""Applies to lone surrogates and damaged texts. An exception would fail the call, and again each later one; a
+replaced text is at worst invalid JSON."""
 
 CALLBACKS = 64
 """Callbacks of asyncio that are called before other tasks of Trio get a turn; a round trip has about nine."""
@@ -75,7 +75,7 @@ _NOT_NOW = (
     exceptions.AskError,
     exceptions.TryAgainError,
 )
-"""Errors that may be gone at a later try."""
+"""Temporary errors: a later call may succeed."""
 _NOT_NOW_CODES = ("MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE", "UNBLOCKED")
 """First words of further temporary error replies, for which redis-py has no exception types."""
 
@@ -90,10 +90,11 @@ async def asyncio_loop() -> AsyncIterator[asyncio.AbstractEventLoop]:
 
 
 def _speed_up(loop: Any) -> None:
-    """Let trio-asyncio 0.16 do as asyncio's own loop does, which halves the CPU of a round trip to the store.
+    """Halve the CPU of a round trip to the store by changing two methods of trio-asyncio 0.16.
 
-    Before each callback, trio-asyncio enters a cancel scope and lets all tasks run. Here it calls those that
-    are ready one after the other. It also checks each callback as asyncio does for debugging only.
+    trio-asyncio enters a cancel scope and lets all tasks run before each callback; the new method calls all
+    ready callbacks in a row, as asyncio's own loop does. The check of each callback, which asyncio does in
+    debug mode only, is left out.
     """
     call_next = loop._main_loop_one  # noqa: SLF001  # a test notices when a later version has it no more
 
@@ -310,11 +311,10 @@ class ScriptCall:
 
 
 async def prepare(server: Any, library: Library) -> None:
-    """Load the library into a server if it is missing there, and delete those of other versions then.
+    """Load the library into a server. If it was missing, delete the libraries of other versions.
 
-    An asyncio call. A version that still runs loads its library again at its next call, and deletes none
-    then, so a deletion costs that version one more round trip. A server has the libraries of the versions
-    that run, and those of the last version before, at the most.
+    An asyncio call. Instances of another version that still run load their library again at the next call,
+    at the cost of a round trip, and delete nothing. So a server keeps few libraries.
     """
     rows = await server.execute_command("FUNCTION", "LIST", "LIBRARYNAME", f"{FAMILY}*")
     names = {dict(zip(row[::2], row[1::2], strict=True))["library_name"] for row in rows}
@@ -334,8 +334,8 @@ async def run_script(server: Any, call: ScriptCall) -> Any:
 async def run_scripts(server: Any, calls: Sequence[ScriptCall]) -> list[Any]:
     """Run transitions one after the other in one round trip; returns an answer or a `StoreError` for each.
 
-    An asyncio call. If the server lacks the library, all calls from the first that met this are repeated,
-    because they may depend on what it writes.
+    An asyncio call. If the server lacks the library, the first call that failed for this reason and all later
+    ones are repeated in order, because later calls may depend on earlier ones.
     """
     answers: list[Any] = []
 
@@ -376,7 +376,7 @@ async def run_script_durably(server: Any, call: ScriptCall, *, settings: RedisSe
 
 
 async def _with_library(server: Any, library: Library, run: Callable[[], Awaitable[T]]) -> T:
-    """Make a call; if the server lacks the library, load it and make the call again."""
+    """Make a call. If the server lacks the library, load the library and repeat the call."""
     for _ in range(LOADS):
         try:
             return await run()
@@ -398,7 +398,7 @@ async def _load(server: Any, library: Library) -> None:
 
 @contextmanager
 def _ignored(part: str) -> Iterator[None]:
-    """Ignore an error reply that has this text in it."""
+    """Ignore error replies that contain `part`."""
     try:
         yield
     except exceptions.ResponseError as error:

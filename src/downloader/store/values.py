@@ -87,11 +87,12 @@ class Changed(StrEnum):
 
 
 class TokenShare(NamedTuple):
-    """What a lease call may give to a token."""
+    """Most tasks that a lease call may give to a token."""
 
     before_last: int = 1_000_000
-    """Most tasks before the token's groups give tasks only if no other can."""
+    """After this many tasks, the token's groups give tasks only if no other group can."""
     most: int = 1_000_000
+    """Most tasks in all."""
     unproven: int = 1_000_000
     """Most callbacks to destinations that have not answered quickly lately."""
 
@@ -108,13 +109,13 @@ class Shares:
     never: Sequence[str] = ()
     """Groups that give no tasks."""
     token: TokenShare = _NO_BOUND
-    """What each token may still get."""
+    """The share of a token that is not in `tokens`."""
     tokens: Mapping[str, TokenShare] = field(default_factory=dict)
-    """What these tokens may still get instead."""
+    """Shares of tokens that have tasks in flight, by token."""
     unproven: int = 1_000_000
     """Most callbacks to destinations that have not answered quickly lately."""
     failing: int = 1_000_000
-    """Most of these to destinations that have failed lately."""
+    """Most callbacks to destinations that have failed lately; they count for `unproven` too."""
     suspects: int = 0
     """Number of running tasks that have killed two workers before; an instance gets only one at a time."""
 
@@ -294,8 +295,8 @@ class Backlog:
     """The store's time."""
     downloads: Waiting
     oldest_due_ms: int | None = None
-    """Unix time at which the first download was due that waits for a slot alone, not for the end of a pause
-    or cooldown; of the aggregations with the most downloads. `None`: none waits."""
+    """Unix time at which the oldest download that waits only for a slot became due, among the aggregations
+    with the most downloads. Downloads in a pause or cooldown do not count. `None`: none waits."""
     callbacks: Waiting
     failed_callbacks: int
     """Failed callbacks that are still stored and can be sent again."""
@@ -305,13 +306,13 @@ class Backlog:
     """The destinations with the most failed callbacks, in descending order; counted over `COUNTED_FAILURES`
     callbacks per shard."""
     job_groups: int = 0
-    """Groups of jobs; in a Cluster, in the shard with the most of them."""
+    """Number of groups of jobs; in a Cluster, of the shard with the most."""
     sealed_groups: int = 0
-    """Those of them that are sealed and not complete."""
+    """Number of these groups that are sealed and not complete."""
 
 
 class Listed(StrEnum):
-    """Lists of jobs that the store can read page by page; those of finished jobs the newest first."""
+    """Lists of jobs that the store can read page by page; lists of finished jobs begin with the newest."""
 
     FINISHED = "finished"
     """Download and callback, if any, have ended. Ordered by the time of deletion."""
@@ -323,6 +324,6 @@ class Listed(StrEnum):
     RUNNING = "running"
     """The download runs. Ordered by the end of the lease, so a job with a renewed lease may come twice."""
     GROUP = "group"
-    """Unfinished jobs of a group of jobs. Ordered by when they came."""
+    """Unfinished jobs of a group of jobs. Ordered by the time of submission."""
     PENDING = "pending"
     """The download waits. Ordered by the due time; only for a single aggregation."""

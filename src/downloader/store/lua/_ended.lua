@@ -1,4 +1,4 @@
--- What becomes of a job when its download or callback has ended; loaded behind `_hosts.lua`.
+-- Changes of a job whose download or callback has ended; loaded behind `_hosts.lua`.
 
 -- The last line of the record of a job that was given to a reaper.
 local REAPING = '\nR'
@@ -10,7 +10,7 @@ do -- a script may have 200 local names
     download = {finished = 'f', started = 's', size = 'z', mime = 'm'}, callback = {finished = 'F', started = 'S'},
   }
 
-  -- Fields that nobody needs any more. `record` has the final URL, without its query values.
+  -- Fields that are no longer needed. `record` has the final URL, without its query values.
   local LEFT_OUT = {
     due = true, final_url = true, generation = true, group = true, host = true, owner = true, priority = true, proxy = true,
     retried = true, settled = true, sha256 = true, swept = true, throttled = true,
@@ -19,7 +19,7 @@ do -- a script may have 200 local names
   -- Values of fields that are left out.
   local DEFAULTS = {state = 'succeeded', attempts = '1', deliveries = '1', crashes = '0', status = '200'}
 
-  -- Replaces a job that nobody runs again by a short record, kept for `keep_ms`: the download, and callback if any, has
+  -- Replaces a job that cannot be retried by a short record, kept for `keep_ms`: the download, and callback if any, has
   -- succeeded, or the download was cancelled. `record` has the lines that the caller has made.
   function end_job(id, record, keep_ms)
     local marks, lines, ended = '', {record}, nil
@@ -34,7 +34,7 @@ do -- a script may have 200 local names
       for name, value in pairs(task) do
         local letter, is_time = LETTERS[kind][name], name == 'started' or name == 'finished'
         if value == '' or LEFT_OUT[name] or value == DEFAULTS[name] or is_time and not (tonumber(value) and ended) then
-          -- Nobody needs it, or it was damaged.
+          -- Not needed, or damaged.
         elseif letter then
           lines[#lines + 1] = letter .. (is_time and letter ~= 'f' and string.format('%d', value - ended) or value)
         else
@@ -76,30 +76,28 @@ end
 
 -- Groups of jobs that clients name, see `docs/design/groups.md`. (Elsewhere a group is an aggregation or destination.)
 
--- Deletes what somebody has put in place of a group's record or members.
+-- Deletes a group's record or members if the key has a wrong type.
 local function mend_job_group(name)
   if type(redis.pcall('HLEN', key_job_group(name))) == 'table' then redis.call('DEL', key_job_group(name)) end
   if type(redis.pcall('ZCARD', key_members(name))) == 'table' then redis.call('DEL', key_members(name)) end
 end
 
--- A new group counts against the quota of a token until it is deleted.
+-- Counts a new group against the quota of a token, until the group is deleted.
 local function count_job_group(name, token)
   redis.call('HSET', key_job_group(name), 'token_of_quota', token)
   count_usage(token, {groups = 1})
 end
 
--- How long a group is shown after its completion, which is longer than its callback may take, and how long one without
--- unfinished jobs is kept that nobody seals.
+-- How long a complete group is kept (longer than its callback may take), and an unsealed group without unfinished jobs.
 local GROUP_KEPT_MS, GROUP_IDLE_MS = 7 * 24 * 3600 * 1000, 30 * 24 * 3600 * 1000
 
--- A sealed group is looked at this often, others at the end of the times above. An earlier version of the service ends jobs
--- without counting them.
+-- Time between two looks at a sealed group. Needed because an earlier version of the service ends jobs without counting.
 local GROUP_LOOK_MS = 60 * 1000
 
 local complete_job_group, check_job_group
 do -- a script may have 200 local names
-  -- A group is complete: its callback, if it has one, becomes pending, as that of a job which has ended. `counts` has its
-  -- fields over all shards. Only the first call does something.
+  -- Completes a group, and makes its callback, if any, pending like the callback of an ended job. `counts` are the sums
+  -- over all shards, for the callback. A second call changes nothing.
   function complete_job_group(name, counts)
     local record = key_job_group(name)
     local spec, id, callback, limit, token = unpack(redis.call('HMGET', record, 'spec', 'id', 'callback', 'limit', 'token'))
@@ -107,13 +105,13 @@ do -- a script may have 200 local names
     redis.call('ZADD', key_job_groups(), now + GROUP_KEPT_MS, name)
     if not spec then return end
     redis.call('SET', key_job(id), string.sub(spec, 1, -2) .. ',"completes":' .. cjson.encode(cjson.encode(counts)) .. '}')
-    -- No file is looked for where the download has stored none.
+    -- `not_modified`: there is no file to look for.
     redis.call('HSET', key_task('download', id), 'state', 'succeeded', 'finished', now, 'group', name, 'not_modified', '1')
     conclude(id, {callback = callback, limit = limit, token = token or nil, state = 'succeeded'}, 0)
   end
 
-  -- Completes a group that is sealed and has no unfinished job. In a Cluster it may have some in other shards, so there an
-  -- instance is to ask all shards.
+  -- Completes a sealed group without unfinished jobs. In a Cluster other shards may have unfinished jobs, so the group
+  -- becomes due in `job_groups`, and an instance asks all shards.
   function check_job_group(name)
     local record = key_job_group(name)
     local fields = redis.pcall('HMGET', record, 'sealed', 'completed', 'jobs', 'succeeded', 'failed', 'cancelled',
@@ -130,8 +128,8 @@ do -- a script may have 200 local names
   end
 end
 
--- Counts the end of a job, its callback included, by the state of its download. Only the first call for a job counts.
--- With a damaged record of the group the job ends all the same, uncounted.
+-- Counts a job of a group that has ended, its callback included, by the state of the download. A second call for the
+-- same job changes nothing. If the group's record is damaged, the job ends uncounted.
 function leave_job_group(name, id, state)
   if redis.pcall('ZREM', key_members(name), id) ~= 1 then return end
   if state ~= 'succeeded' and state ~= 'cancelled' then state = 'failed' end

@@ -8,12 +8,12 @@
 -- (names that end in `_ms`) and counts are numbers. Values that are stored or compared are strings, because cjson
 -- reads every number as a double. Answers are lists of names and values, like the reply to HGETALL.
 
--- What a call is about. The server keeps the variables of a library from one call to the next, so all that belong to a
--- call are declared here, and `begin` sets each of them. In these files other variables are constants or functions.
+-- State of one call. The server keeps the variables of a library between calls, so all variables that belong to a call
+-- are declared here, and `begin` sets each of them. All other variables in these files are constants or functions.
 local arguments, call, now
 
--- By kind and type of callback: a group that can run now and could not before, and the earliest new timer. `first`: the
--- kinds of which a group is the first, or a timer the earliest. `place_touched` tells an instance.
+-- Reasons for `place_touched` to wake instances. By kind and type of callback: a group that has become runnable, and the
+-- earliest new timer. `first`: the kinds with a new first group or a new earliest timer.
 local joined, earlier, first
 
 -- Groups with a change of queue, slots or limit in this call, in the order of the first change. A batch often changes
@@ -23,7 +23,7 @@ local touched, touched_order
 -- Whether tokens take turns, and the sets for which `note_turns` was called.
 local tokens_in_use, turns_noted
 
--- The result of `present_types`; types of groups that are set aside, each with such a group.
+-- The result of `present_types`; by type, a group that this call has set aside.
 local present, set_aside
 
 -- The sets of groups that can run now. Separate sets let an instance bound the slots that callback destinations take
@@ -70,7 +70,7 @@ local function decoded(spec)
   return fields
 end
 
--- Fields of a task that is about to be changed. A key of another type is deleted: the task goes on without a record.
+-- Fields of a task that is about to be changed. A key of a wrong type is deleted, and the task continues without a record.
 local function task_fields(kind, id, ...)
   local fields = redis.pcall('HMGET', key_task(kind, id), ...)
   if not fields.err then return fields end
@@ -91,7 +91,7 @@ local function type_of(kind, group)
   return kind == 'callback' and string.match(group, '^%S*') or ''
 end
 
--- How long it counts how a callback destination has answered last.
+-- How long the last answer of a callback destination counts.
 local ANSWER_COUNTS_MS = 600 * 1000
 
 -- The set for a group that can run now.
@@ -122,7 +122,7 @@ end
 -- How long turns of tokens are kept after the last change.
 local TURNS_MS = 24 * 3600 * 1000
 
--- How many entries of `turns` whose group has left the set are dropped at the most when one is looked for.
+-- Most stale entries of `turns` (the group has left the set) that one search drops.
 local MOST_STALE = 100
 
 -- Whether jobs with a token were submitted lately. Then tokens take turns, see `docs/design/tenants.md`.
@@ -156,8 +156,8 @@ local function group_of_token(set, token, place)
   return nil, seen
 end
 
--- Notes 16 groups at each end of a set in `turns`. An earlier version has added some at the end without that, and for the
--- first ones `turns` may have expired.
+-- Notes 16 groups at each end of a set in `turns`: an earlier version adds groups at the end without noting them, and the
+-- entries of the first groups may have expired.
 local function note_turns(kind, set)
   if turns_noted[set] then return end
   turns_noted[set] = true
@@ -174,8 +174,8 @@ local function note_turns(kind, set)
   end
 end
 
--- The score with which a group joins a set that has groups up to the score `last`: behind all others, or, if tokens take
--- turns, behind those of its own token and not before the second place.
+-- The score with which a group joins a set whose highest score is `last`: behind all groups, or, if tokens take turns,
+-- behind the groups of its own token, but not first.
 local function turn_of(set, kind, group, last)
   if not tokens_take_turns() then return last + 1 end
   local token = redis.call('HGET', key_group(kind, group), 'token') or ''
@@ -320,10 +320,10 @@ local function keep_adjusted(record, group)
   return kept
 end
 
--- What a token with a quota may have a bounded amount of.
+-- The amounts that the quota of a token bounds.
 local QUOTAS = {'jobs', 'bytes', 'aggregations', 'groups'}
 
--- What a token would have too much of with these amounts more, or nil.
+-- The amount that would exceed a token's quota after adding `amounts`; nil if none would.
 local function over_quota(token, quota, amounts)
   local used = redis.call('HMGET', key_usage(token), unpack(QUOTAS))
   for i, name in ipairs(QUOTAS) do
@@ -348,7 +348,7 @@ local function count_job(id, token)
   count_usage(token, {jobs = 1, bytes = bytes})
 end
 
--- Lets an aggregation that belongs to no token belong to this one.
+-- Gives an aggregation that belongs to no token to this token.
 local function belong(record, token, counted)
   if redis.call('HSETNX', record, 'token', token) == 1 and counted then
     redis.call('HSET', record, 'counted', 1)

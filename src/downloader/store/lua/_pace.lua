@@ -1,27 +1,27 @@
 -- The pace of an aggregation or host after a cooldown; loaded in front of `_lib.lua`. See `docs/design/pace.md`.
 --
--- Pure functions. A pace is a text of three numbers: starts per second at its beginning; when it began (ms), which is its
--- first start, 0 before; and the rate at which the site refused requests before, 0 if that is not known.
+-- Pure functions. A pace is a text of three numbers: the initial starts per second; the time of the first start (ms; 0
+-- before it); and the rate at which the site last refused requests (starts per second; 0: not known).
 
 local pace_at, pace_with_start, pace_after_refusal
-do -- a script may have 200 local names
-  -- Growth in a minute: far from the rate that was refused, and near it.
+do -- the names below are local to this block: a script may have 200 local names at the top
+  -- Factors of growth per minute: far from the refused rate, and near it.
   local FAST, SLOW = 1.1, 1.005
 
-  -- What counts as near, in shares of the refused rate. Below, requests are expected to be accepted. Above, the site has
-  -- accepted what it had refused, so the site allows more than before.
+  -- The range that counts as near, in shares of the refused rate. Below it, requests are expected to be accepted. Above
+  -- it, the site has accepted more than it had refused, so it allows more than before.
   local NEAR_FROM, NEAR_TO = 0.9, 1.1
 
-  -- The pace ends at so many times the rate that was refused, if nobody has asked for a lower one; or, where that rate
-  -- is not known, at this rate.
+  -- The pace ends at this multiple of the refused rate, or, if that is not known, at this rate. A lower rate that a job
+  -- or an operator asks for applies as well.
   local ENDS_AT, MAX_PER_S = 10, 1000
 
-  -- A refusal shows which rate a site refuses if the site has accepted the pace for so long. Before that, the site may
-  -- still count the requests of the time before the cooldown.
+  -- A refusal tells the refused rate only if the site has accepted the pace for this time. Before that, the site may
+  -- still count requests from before the cooldown.
   local SETTLED_MS = 60 * 1000
 
-  -- The lowest pace at the beginning. What was measured may be low because few jobs came, and a site that refuses some
-  -- URLs at any rate would halve the pace again and again. For a site that allows even less there are its cooldowns.
+  -- The lowest initial pace. A measured rate may be low because few jobs came, and a site that refuses some URLs at any
+  -- rate would halve the pace again and again. A site that allows fewer starts is respected by its cooldowns.
   local MIN_PER_S = 0.5
 
   local function read(pace)
@@ -33,7 +33,7 @@ do -- a script may have 200 local names
     return string.format('%.6g %.0f %.6g', per_s, began, refused)
   end
 
-  -- The starts per second that a pace allows at a time; nil for no pace, and for one that has ended.
+  -- The starts per second that a pace allows at a time; nil if there is no pace or it has ended.
   function pace_at(pace, at)
     local per_s, began, refused = read(pace)
     if not (per_s and began and refused) then return nil end
@@ -50,23 +50,23 @@ do -- a script may have 200 local names
     return nil
   end
 
-  -- The pace after a start. It begins with its first.
+  -- The pace after a start at `at`; the first start sets the beginning.
   function pace_with_start(pace, at)
     local per_s, began, refused = read(pace)
     return began == 0 and written(per_s, at, refused) or pace
   end
 
-  -- The pace after a cooldown that begins at `at`, because the site has refused a request that began at `requested`.
-  -- `asked`: the rate that jobs or an operator ask for, nil: none. `measured`: starts per second lately, which counts if
-  -- there was no pace; 0: not known. Returns nil for no pace.
+  -- The pace after a cooldown that begins at `at`, because the site refused a request that began at `requested`. `asked`:
+  -- the rate that jobs or an operator ask for; nil: none. `measured`: recent starts per second, used if there is no pace
+  -- yet; 0: not known. Returns nil for no pace.
   function pace_after_refusal(pace, requested, at, asked, measured)
-    local had = pace_at(pace, at)
-    if not had and measured <= 0 then return nil end
-    if not had then return written(math.max(math.min(measured, asked or measured) / 2, MIN_PER_S), 0, 0) end
+    local current = pace_at(pace, at)
+    if not current and measured <= 0 then return nil end
+    if not current then return written(math.max(math.min(measured, asked or measured) / 2, MIN_PER_S), 0, 0) end
     local per_s, began, refused = read(pace)
-    -- The first request was refused, so the pace was not the cause.
+    -- If the first request after the cooldown was refused, the pace was not the cause.
     if began == 0 or requested <= began then return written(per_s, 0, refused) end
-    had = math.min(had, asked or had)
-    return written(math.max(had / 2, MIN_PER_S), 0, at - began < SETTLED_MS and refused or had)
+    current = math.min(current, asked or current)
+    return written(math.max(current / 2, MIN_PER_S), 0, at - began < SETTLED_MS and refused or current)
   end
 end

@@ -1,20 +1,21 @@
--- Which instance learns that work can run; loaded behind `_ended.lua`. See `docs/design/fleet.md`.
+-- Decides which instance is woken when work can run; loaded behind `_ended.lua`. See `docs/design/fleet.md`.
 --
--- `idle` has the instances that have a free slot and whose last lease call left them nothing to do. What becomes
--- runnable takes one off and publishes to it alone. Two of the idle ones may have a duty besides: the waiter looks when
--- the first timer is due, and the watcher looks `BACKUP_MS` after an instance was woken or should have looked, because
--- that one may be frozen. A duty is a time and an instance, and ends by itself.
+-- To look is to make a lease call. `idle` has the instances with a free slot that found nothing at their last look. A
+-- script that makes work runnable removes one of them and publishes a message to it alone. Two idle instances may have
+-- a duty: the waiter looks when the first timer is due, and the watcher looks `BACKUP_MS` after another instance was
+-- woken or should have looked, because that instance may be frozen. The key of a duty holds a time and an instance, and
+-- expires.
 --
--- `types` stands for the types of callbacks that an instance can deliver, as in ',http,kafka,'; '*' for all, and
--- for downloads. Instances with the same types share `idle` and the two duties.
+-- `types` are the types of callbacks that an instance can deliver, as in ',http,kafka,'; '*' for all, and for downloads.
+-- Instances with the same types share `idle` and the two duties.
 
 -- How long an instance counts as idle after its last look: three times `LOOK_S` of the scheduler.
 local IDLE_MS = 15000
--- `LOOK_S` of the scheduler: each idle instance looks this often, whatever it is told.
+-- `LOOK_S` of the scheduler: each idle instance looks at least this often.
 local LOOK_MS = 5000
--- After so long somebody else looks for what an instance was woken for.
+-- How long after a wake-up the watcher looks too.
 local BACKUP_MS = 1500
--- How long types count as present after a lease call. A full instance makes none until a slot is free.
+-- How long types count as present after a lease call. A full instance makes no call until a slot is free.
 local TYPES_MS = 60000
 
 local ALL_TYPES = '*'
@@ -40,8 +41,8 @@ local function present_types(kind)
   return present
 end
 
--- Which of these can deliver to a group. If none can, all: each may try, and hands the callback back. Answers also
--- whether some can.
+-- The present types that can deliver to a group, and true. If there are none, all present types, and false: any instance
+-- may lease the callback, and hands it back.
 local function types_for(kind, group)
   local all, able = present_types(kind), {}
   for _, types in ipairs(all) do
@@ -61,14 +62,14 @@ local function note_types(kind, types)
   end
 end
 
--- Whether an instance with these types leaves a group to those that can deliver to it.
+-- Whether an instance with these types must leave a group to instances that can deliver to it.
 local function is_for_others(kind, types, group)
   if can_deliver(types, group) then return false end
   local _, some = types_for(kind, group)
   return some
 end
 
--- Whether instances can deliver other types than these.
+-- Whether there are instances with other types.
 local function is_mixed(kind, types)
   if types == ALL_TYPES then return false end
   for _, other in ipairs(present_types(kind)) do
@@ -77,8 +78,8 @@ local function is_mixed(kind, types)
   return false
 end
 
--- Tells an instance to look in so many ms. Answers whether it may have heard that: in a Cluster PUBLISH counts
--- only those that are connected to this node.
+-- Tells an instance to look in `wait_ms`. Returns whether it may have received the message; always true in a Cluster,
+-- where PUBLISH counts only receivers that are connected to this node.
 local function tell(kind, instance, wait_ms)
   return redis.pcall('PUBLISH', key_wake_one(kind, instance), string.format('%.0f', wait_ms)) ~= 0 or in_cluster
 end
@@ -89,19 +90,20 @@ local function holder_of(duty)
   return instance, tonumber(at)
 end
 
--- Notes that an instance has a duty. That of the watcher ends when it is to look, so that what becomes runnable
--- later has another; that of the waiter when the watcher looks. An idle waiter prolongs it each time that it looks.
+-- Notes that an instance has a duty for `kept_ms`. The watcher's duty ends when it is to look, so that later work gets
+-- another watcher. The waiter's duty ends when the watcher looks; an idle waiter prolongs it with each look.
 local function assign(duty, instance, at, kept_ms)
   redis.call('SET', duty, string.format('%.0f %s', at, instance), 'PX', math.ceil(math.max(kept_ms, 1)))
 end
 
--- Lets one of the idle instances other than `without` look at this time. One that looks no later is enough, unless it
--- should have looked already: it may not look again. Answers which it is; nil if nobody hears it.
+-- Gives a duty to an idle instance other than `without`, which is to look at `at`. A present holder that looks in the
+-- future and no later keeps the duty. Returns the holder; nil if no instance receives the message.
 local function appoint(kind, types, duty, at, kept_ms, without)
   local holder, looks = holder_of(duty)
   if holder and holder ~= without and looks > now and looks <= at then return holder end
   local idle = key_idle(kind, types)
-  -- The last to have looked is the last to be woken. One that leaves work to others is taken if there is no other.
+  -- Take the instance that looked last, because it would be woken last. The second range has the instances that leave
+  -- work to others.
   for _, range in ipairs({{now, now - IDLE_MS}, {'+inf', '(' .. now}}) do
     for _, instance in ipairs(redis.call('ZREVRANGEBYSCORE', idle, range[1], range[2], 'LIMIT', 0, 9)) do
       if instance ~= without then
@@ -115,7 +117,7 @@ local function appoint(kind, types, duty, at, kept_ms, without)
   end
 end
 
--- Lets a watcher with one of these types look after `at`, the time at which this instance looks.
+-- Gives the duty of the watcher to an instance with one of these types, for a look of `instance` at `at`.
 local function watch(kind, able, instance, at)
   at = at + BACKUP_MS
   for _, types in ipairs(able) do
@@ -123,8 +125,8 @@ local function watch(kind, able, instance, at)
   end
 end
 
--- Wakes the instance that has been idle for longest, of those with one of these types and a score of at most `most`.
--- Answers whether there was one.
+-- Wakes the instance that has been idle for longest among those with one of these types and a score of at most `most`.
+-- Returns whether an instance was woken.
 local function wake_one(kind, able, most)
   for _, types in ipairs(able) do
     local idle = key_idle(kind, types)
@@ -147,7 +149,7 @@ local function waiter_ms(due_ms)
   return math.min(due_ms, LOOK_MS) + BACKUP_MS
 end
 
--- Lets an idle instance with these types wait for a timer. Answers whether there is one.
+-- Gives the duty of the waiter to an idle instance with these types, for a timer at `due`. Returns whether there is one.
 local function wait_for_timer(kind, types, due)
   local at = math.max(now, due)
   local waiter = appoint(kind, types, key_waiter(kind, types), at, waiter_ms(at - now))
@@ -155,7 +157,7 @@ local function wait_for_timer(kind, types, due)
   return waiter ~= nil
 end
 
--- The first timer that concerns an instance with these types, or, if there are 63 others before, the 64th.
+-- The time of the first timer for instances with these types; the 64th timer if the first 63 are for others.
 local function first_timer(kind, types)
   local last = 0
   while true do
@@ -169,7 +171,7 @@ local function first_timer(kind, types)
   end
 end
 
--- The types of those that can do the first group that can run; nil if there is none.
+-- The types that can deliver to the first runnable group; nil if no group can run.
 local function types_for_next(kind)
   for _, set in ipairs(ready_sets[kind]) do
     local group = redis.call('ZRANGE', set, 0, 0)[1]
@@ -177,8 +179,8 @@ local function types_for_next(kind)
   end
 end
 
--- Leaves a group that can run to the instances that can deliver to it. They find it in `aside`; if they are gone, it
--- can run in every instance some time later.
+-- Leaves a runnable group to the instances that can deliver to it, which find it in `aside`. If they are gone, the
+-- group's timer makes it runnable for every instance later.
 local function leave_to_others(kind, group)
   leave_ready(kind, group)
   time_again(kind, group)
@@ -188,12 +190,12 @@ local function leave_to_others(kind, group)
   set_aside[type] = group
 end
 
--- Wakes an instance for each type of which a group is set aside.
+-- Wakes an instance for each type with a group that was set aside.
 local function wake_others(kind)
   for _, group in pairs(set_aside) do wake_one(kind, types_for(kind, group), '+inf') end
 end
 
--- An instance leases nothing for now, and its duties pass to others.
+-- Passes the duties of an instance that leases nothing for now to other instances.
 local function resign(kind, types, instance)
   for _, duty in ipairs({key_waiter(kind, types), key_watcher(kind, types)}) do
     if holder_of(duty) == instance then redis.call('DEL', duty) end
@@ -202,15 +204,15 @@ local function resign(kind, types, instance)
   if due then wait_for_timer(kind, types, due) end
 end
 
--- At the end of a lease call of an instance that has room for `room` tasks and got `count`. `due_ms`: until it can
--- lease more, 0: at once, -1: not known. Answers in how many ms it looks, 0: at once, -1: when it would by itself.
+-- Called at the end of a lease call by an instance with room for `room` tasks, which got `count`. `due_ms`: ms until more
+-- can run (0: now, -1: not known). Returns the ms until the instance is to look (0: now, -1: no duty).
 local function note_idle(kind, types, instance, room, count, due_ms)
   local idle, waits, watches = key_idle(kind, types), key_waiter(kind, types), key_watcher(kind, types)
   redis.call('ZREM', idle, instance)
   note_types(kind, types)
   local left = types_for_next(kind)
-  -- The next one shares in what is left. One that could take nothing passes it on to those that left nothing
-  -- themselves: each becomes one that has, so this ends.
+  -- Wake another instance for the remaining work. An instance that took nothing wakes only instances that have left no
+  -- work to others; it becomes one that has, so the chain ends.
   if left and (count > 0 or due_ms ~= 0) then wake_one(kind, left, count > 0 and '+inf' or now) end
   if count >= room then
     resign(kind, types, instance)
@@ -238,8 +240,7 @@ local function note_idle(kind, types, instance, room, count, due_ms)
   return looks_in
 end
 
--- Whether the instance of the process that runs this script takes the next task: it has been idle, and its lease call
--- follows in the same round trip.
+-- Whether the calling process itself takes the next task: it was idle, and its lease call follows in the same round trip.
 local function is_own_next(kind, able)
   local own = call.own and call.own[kind]
   for _, types in ipairs(own and able or {}) do
@@ -257,7 +258,7 @@ end
 
 -- Called last by every script that touches groups, except `lease`.
 local function place_touched()
-  for _, each in ipairs(touched_order) do place(each[1], each[2]) end
+  for _, group in ipairs(touched_order) do place(group[1], group[2]) end
   local told = {}
   for kind, groups in pairs(joined) do
     for _, group in pairs(groups) do
@@ -272,8 +273,8 @@ local function place_touched()
       end
     end
   end
-  -- Instances of earlier versions hear this channel only, and know of what was there before. What is written stands,
-  -- also where the store's user may not publish.
+  -- Instances of earlier versions listen on this channel only, and already know of earlier work. `pcall`, because the
+  -- writes must stand even if the store's user may not publish.
   for kind in pairs(first) do
     if not told[kind] and not is_anybody_idle(kind) then redis.pcall('PUBLISH', key_wake(kind), '') end
   end

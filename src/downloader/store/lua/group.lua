@@ -1,17 +1,17 @@
 -- group: groups of jobs are defined, sealed, reopened or described, as far as they are in this shard.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {}, then per group {name, spec: the job that its callback is sent as, id, callback, limit, token: of that one,
---         absent: unchanged, seal: that it takes no more jobs, completed: that it is complete, in the shard of its name,
---         reopen: that a complete one takes jobs again, with `id` for its next callback, mark: `sealed` in the shard of its
---         name, of the seal that this call is about; absent: of a new one,
---         quota and token_of_quota: of who asks, as for `submit`; absent: a new group does not count}
+-- ARGV    1 {}, then per group {name; spec, id, callback, limit, token: of the job that carries the callback (absent:
+--         unchanged); seal: true to accept no more jobs; completed: true if the group is complete in its home shard;
+--         reopen: true to accept jobs in a complete group again, with `id` for its next callback; mark: `sealed` in the
+--         home shard, which names the seal that this call is about (absent: a new seal); quota, token_of_quota: of the
+--         caller, as for `submit` (absent: a new group does not count)}
 -- from    any; a complete group is only changed by `reopen`
--- to      the same; with `seal` and no unfinished job in any shard, its callback pending; nothing for a new group that is
---         too much for the quota
--- answer  per group: unfinished: how many jobs, callback_state: of a complete group in the shard of its name, '' for none
---         or once its job is deleted, and the fields of its record but `spec`, as names and values; nothing for no such
---         group
+-- to      the same; with `seal` and without unfinished jobs in any shard, the callback becomes pending; a new group that
+--         exceeds the quota is not created
+-- answer  per group: the fields of the record without `spec`, as names and values; unfinished: number of jobs;
+--         callback_state: of a complete group in its home shard ('': no callback, or its job is deleted); empty if there
+--         is no such group
 -- repeat  harmless
 
 local function callback_state(id)
@@ -27,7 +27,7 @@ for item in items() do
   mend_job_group(name)
   local opens = item.quota and redis.call('EXISTS', record) == 0
   local over = opens and over_quota(item.token_of_quota, item.quota, {groups = 1})
-  -- A call about a seal from before the group was reopened comes late, and changes nothing.
+  -- A late call about a seal from before the group was reopened changes nothing.
   local reopened = tonumber(redis.call('HGET', record, 'reopened') or nil) or 0
   local mark = tonumber(item.mark or nil) or math.max(now, reopened + 1)
   local done = over or mark <= reopened or redis.call('HEXISTS', record, 'completed') == 1

@@ -1,24 +1,22 @@
 -- lease: due tasks become running, leased to one instance for a bounded time.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {kind, owner, request, count: how many at the most, lease_ms, last: groups that give tasks only
---         if no other can, never: groups that give none, unproven: how many callbacks at the most may go to
---         destinations that have not answered quickly lately, failing: how many of these to destinations that have
---         failed, tokens: by token {how many tasks it may get before it comes last, how many in all, how many
---         callbacks to these destinations}, token: the same for any other; both absent: no bound,
---         suspects: how many tasks under which two workers died this instance works on; absent: 0,
---         room: how many more tasks the caller can work on, which is idle if it has some left and is woken then,
---         absent: it is not, types: see `_wake.lua`; absent: all, hosts: limits of hosts, see `_hosts.lua`;
---         absent: none, rates: starts per second of callback destinations, absent: none}
+-- ARGV    1 {kind, owner, request, count: most tasks, lease_ms; last: groups that give tasks only if no other group can;
+--         never: groups that give no tasks; unproven: most callbacks to destinations that have not answered quickly
+--         lately; failing: most of these to destinations that have failed; tokens: by token {most tasks before it comes
+--         last, most tasks in all, most unproven callbacks}, token: the same for other tokens (both absent: no bound);
+--         suspects: number of the owner's running tasks under which two workers died (absent: 0); room: number of
+--         further tasks that the owner can work on, which is noted as idle if some room is left (absent: not noted);
+--         types: see `_wake.lua` (absent: all); hosts: limits of hosts, see `_hosts.lua` (absent: none); rates: starts
+--         per second of callback destinations (absent: none)}
 -- from    pending
 -- to      running, with a new generation
--- answer  due_ms: ms until more can run (0: at once, -1: nothing known), look_ms: until this instance looks (-1: when
---         it would by itself), leases: id, group, generation,
---         attempts, crashes, throttled, limit, proxy, token, spec, proven and failing ('1' or '', of a callback's
---         destination), waited_ms (since it was due; -1 if the lease is repeated), age_ms (since the callback became
---         pending), result of each; a callback's result has the fields RESULT of its download that are set
---         While all aggregations are paused, no download is given.
--- repeat  the same request is given what it was given before, as far as it still holds it
+-- answer  due_ms: ms until more can run (0: now, -1: not known); look_ms: ms until the owner is to ask again (0: now, -1:
+--         after a wake-up); leases, each with id, group, generation, attempts, crashes, throttled, limit, proxy, token,
+--         spec, proven and failing ('1' or '', of a callback's destination), waited_ms (since the due time; -1: the lease
+--         is repeated), age_ms (since the callback became pending), result (of a callback: the fields RESULT of the
+--         download that are set). While all aggregations are paused, no download is leased.
+-- repeat  the same request gets the same leases again, as far as the owner still holds them
 --
 -- Groups take turns: the first in `ready` gives one task (see `next_task`) and moves to the end. A download that cannot
 -- start because of its host is parked, and the turn ends too.
@@ -40,7 +38,7 @@ do -- a script may have 200 local names
     'etag', 'last_modified', 'content_type', 'final_url', 'not_modified', 'finished',
   }
 
-  -- A lease as it is answered, and the token of its group.
+  -- The answer's entry for a lease, and the token of its group.
   function describe(id, group, generation, set, waited, spec)
     local task = redis.call('HMGET', key_task(kind, id), 'attempts', 'crashes', 'throttled', 'since')
     local record = redis.call('HMGET', key_group(kind, group), 'limit', 'proxy', 'token')
@@ -65,8 +63,8 @@ do -- a script may have 200 local names
   end
 end
 
--- Gives the record of a callback destination the rate that this instance has for it, and the last start of the former
--- record. `gate`: the values of GATE.
+-- Copies this instance's rate for a callback destination into the destination's record, and the last start of the former
+-- record. `gate`: the values of GATE, which are updated.
 local function follow_rate(group, gate)
   local record, rate = key_group(kind, group), call.rates and call.rates[group] or false
   if rate == gate[2] then return end
@@ -83,8 +81,8 @@ local excepted = {}
 for _, group in ipairs(call.last) do excepted[group] = 'last' end
 for _, group in ipairs(call.never) do excepted[group] = 'never' end
 
--- The sets from which the call takes: those of groups that can run and, where other instances can deliver other types
--- of callbacks, those of groups that these have left to others.
+-- The sets from which the call takes groups: the sets of runnable groups, and, if there are instances with other types,
+-- the sets of groups that those have left to this instance's types.
 local sources, aside = {unpack(ready_sets[kind])}, {}
 local mixed = is_mixed(kind, types)
 for type in string.gmatch(mixed and types or '', '[^,]+') do
@@ -96,7 +94,7 @@ end
 local MOST_LEFT = 100
 local left_to_others = 0
 
--- The first groups of a set, without those that are for other instances: these leave the set.
+-- The first groups of a set. Groups that are for other instances leave the set.
 local function first_groups(set, count)
   while true do
     local groups, moved = {}, false
@@ -112,12 +110,12 @@ local function first_groups(set, count)
   end
 end
 
--- Whether the call may get another group that belongs to this one of `ready_sets`.
+-- Whether the call may get a task of another group of `set`, one of `ready_sets`.
 local function has_share(set)
   return set == key_ready(kind) or unproven > 0 and (set ~= key_failing() or failing > 0)
 end
 
--- The next group of a set in the order of turns, and one that comes last. `at(place)`: the groups in this order.
+-- The next group in the order of turns, and a group that comes last. `at(place)` returns the groups in this order.
 local function first_of_groups(at)
   local last
   for place = 0, #call.last + #call.never do
@@ -129,7 +127,7 @@ local function first_of_groups(at)
   return nil, last
 end
 
--- What each token may still get, and whether some come last or get nothing. Jobs without a token have no limit.
+-- The remaining share of each token, and whether a token comes last or gets nothing. Jobs without a token have no limit.
 local left, limited = call.tokens or {}, false
 
 local function note_limited(token)
@@ -160,7 +158,7 @@ local function to_end(token)
   redis.call('ZADD', key_tokens(), tonumber(last) + 1, token)
 end
 
--- The group of a token at a place of a set, without those that are for other instances.
+-- The group of a token at a place of a set. Groups that are for other instances leave the set.
 local function not_for_others(set, token, place)
   while true do
     local group = group_of_token(set, token, place)
@@ -173,7 +171,7 @@ end
 
 -- The next group of a set where some tokens come last or get nothing.
 local function first_by_token(set)
-  -- How many tokens are examined for one with a group that can run.
+  -- Most tokens that are examined.
   local MOST_TOKENS = 100
   note_turns(kind, set)
   local tokens, last, of = redis.call('ZRANGE', key_tokens(), 0, MOST_TOKENS - 1), nil, nil

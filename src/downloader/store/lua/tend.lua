@@ -1,14 +1,15 @@
--- tend: groups of jobs that are due to be looked at: what other transitions could not do is done.
+-- tend: groups of jobs that are due for a check are repaired, completed or deleted.
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {}, then per group {name}
 -- from    any
--- to      the same; with all jobs ended, its callback pending; long complete, or without jobs and unsealed for long: gone
--- answer  names of those of which all shards have to be asked, in a Cluster
--- repeat  nothing, as the groups are not due any more
+-- to      the same; if all jobs have ended, the callback is pending; a group that has been complete, or unsealed without
+--         jobs, for long is deleted
+-- answer  names of the groups for which all shards of a Cluster have to be asked
+-- repeat  nothing, because the groups are no longer due
 
--- When another instance asks the shards of a Cluster, if this one dies. The pause grows with the time without a change:
--- the shard that has unfinished jobs will ask when the last one ends.
+-- Shortest time until an instance asks the shards of a Cluster again. The pause grows while nothing changes: the shard
+-- that has unfinished jobs makes the group due when its last job ends.
 local AGAIN_MS = 5 * 1000
 -- Jobs that one call counts: about 10 ms.
 local COUNTED = 1000
@@ -28,7 +29,7 @@ for item in items() do
   local due = tonumber(redis.call('ZSCORE', key_job_groups(), name) or nil)
   if due and due <= now then
     mend_job_group(name)
-    -- A group is not complete before its oldest job has ended, so no other one need be examined.
+    -- A group is not complete before its oldest job has ended, so only the oldest job is examined.
     for _ = 1, COUNTED do
       local id = redis.call('ZRANGE', members, 0, 0)[1]
       local state = id and end_of(id)
