@@ -20,7 +20,7 @@ def anything(_text: str) -> bool:
 
 
 def text_globs(patterns: Iterable[str]) -> Allows:
-    """Match the whole text, case-sensitively, as `fnmatch.fnmatchcase` does. No pattern matches nothing."""
+    """Match the whole text, case-sensitively, like `fnmatch.fnmatchcase`. An empty list matches nothing."""
     listed = list(patterns)
     if "*" in listed:
         return anything
@@ -62,8 +62,8 @@ def url_globs(patterns: Iterable[str], use: Use) -> Allows:
         path, _, query = url.target.decode().partition("?")
         origin, readings = f"{url.origin.scheme}://{url.origin.authority.decode()}", _readings(path)
         return bool(readings) and any(
-            at(origin) and all(map(under, readings)) and (with_query or not query)
-            for at, under, with_query in rules
+            match_origin(origin) and all(map(match_path, readings)) and (with_query or not query)
+            for match_origin, match_path, with_query in rules
         )
 
     return allows

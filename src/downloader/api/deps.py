@@ -35,7 +35,7 @@ class ApiDeps:
     callback_limit: int
     """Most callbacks in flight to one destination over the fleet."""
     own_limits: Mapping[str, int] = field(default_factory=dict)
-    """By group of callbacks, the limits of destinations that have one of their own."""
+    """Limits of single callback destinations, by group."""
     keep_s: float
     """How many seconds a job without a callback is kept (`notifier.failed_retention`)."""
     loopback: bool
@@ -43,7 +43,7 @@ class ApiDeps:
     ready: Callable[[], Mapping[str, bool]]
     """For `/health/ready`: whether each role runs, by name."""
     troubles: Callable[[], Mapping[str, str]] = dict
-    """The troubles of this process by names of `TROUBLES`, each with a line of text."""
+    """Lines of text about the troubles of this process, by name (see `TROUBLES`)."""
     healthy: Callable[[], Mapping[str, bool]] = dict
     """For `/health/ready`: whether each backend of this process's notifier is healthy, by name."""
     counters: Counters = field(default_factory=lambda: Counters(API_COUNTERS))

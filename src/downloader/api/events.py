@@ -62,8 +62,8 @@ class Pace:
     history_s: float = 5.0
     """Time between two samples of the history, as between two reports of an instance by default."""
     stall_s: float = 600.0
-    """Downloads do not progress if one has been due, no attempt has ended and none has received a byte, for
-    this long."""
+    """Downloads count as stalled if one has been due for this long while no attempt ended or received a
+    byte."""
     alive_s: float = 15.0
     """Silence after which an `alive` event is sent; proxies close silent streams after 30 s or more."""
 
@@ -76,7 +76,7 @@ class Events:
         self.pace = pace or Pace()
         self.history = History(store)
         self._received: Sequence[object] = ()
-        """What the processors have last reported of the bytes of running downloads."""
+        """The bytes of running downloads, from the last reports of the processors."""
         self._listening: Counter[str] = Counter()
         """Listeners by address."""
         self._has_listeners = trio.Event()

@@ -52,7 +52,7 @@ class FieldError(Exception):
         self.code = code
         """The problem code."""
         self.detail = detail
-        """What is wrong, as the rest of a sentence that begins with the field's name."""
+        """The rest of a sentence about the error that begins with the field's name."""
 
 
 def check_url(text: str, use: Use) -> str:
@@ -245,7 +245,7 @@ _NO_NAME = "index"
 """Name of the file of a URL whose path ends with a slash."""
 
 _ANY_ID = "~" * ID_LENGTH
-"""As long as an id, and never equal to a part of another job's file."""
+"""A text as long as an id that is no part of any job's file."""
 
 
 def check_key(template: str, url: str) -> None:

@@ -67,8 +67,7 @@ class History:
         self.newest = 0
         """Number of the newest sample, 0 while there is none."""
         self.moved_at = inf
-        """When an attempt at a download last ended or a running one received bytes, by Trio's clock, or this
-        process began to look."""
+        """Trio time at which a download last ended an attempt or received bytes, or sampling began."""
         self._kept = 0
         """The five minutes of the last point of the backlog that this process has added."""
 

@@ -256,7 +256,7 @@ _IN_PLACE_OF_PAIR = {"callback_url", "s3_bucket", "storage_url"}
 
 
 def _clear_pair(fields: dict[str, Any], kind: str, destination: str) -> Iterator[Fault]:
-    """Set these fields to no callback, and yield the errors."""
+    """Set the fields `kind` and `destination` to no callback, and yield the errors."""
     if fields.get(destination):
         yield fault_in(destination, "malformed", f"must be absent if {kind} is {NO_CALLBACK}")
     fields[kind] = fields[destination] = ""
@@ -270,7 +270,7 @@ def _pair_faults(
     backends: frozenset[str],
     check_host: Callable[[str], None],
 ) -> Iterator[Fault]:
-    """The errors of a callback's type and destination, which are in these fields."""
+    """The errors of a callback, whose type and destination are in the fields `kind` and `destination`."""
     if missing := [name for name in (kind, destination) if not fields.get(name)]:
         hints = {"callback_type": f'is required, or "{NO_CALLBACK}" if there is to be no callback'}
         yield from (fault_in(name, "required", hints.get(name, "is required")) for name in missing)

@@ -59,7 +59,7 @@ def fault_in(field: str, code: str, detail: str) -> Fault:
 
 
 def faulty(status: int, errors: Sequence[Fault]) -> Problem:
-    """The problem of a job with these errors, at least one."""
+    """The problem of a job with one or more errors."""
     first = errors[0]
     return Problem(status, first.code, first.detail, field=first.field, errors=errors)
 

@@ -57,8 +57,8 @@ class Declaration:
     """The decorator of a handler, `route`: one method of one path.
 
     The handler's docstring describes the route to users: the first line is the summary. The handler is called
-    with the `Context` and the variables of the path by name; one that is `plain` with the `Context` and
-    ASGI's scope, receive and send. It returns what Quart takes as a response, or a model.
+    with the `Context` and the path's variables by name, and returns a model or a response that Quart accepts.
+    A `plain` handler is called with the `Context` and ASGI's scope, receive and send.
     """
 
     method: str
@@ -81,7 +81,7 @@ class Declaration:
     plain: bool = False
     """The handler is an ASGI function that sends the response."""
     when_crowded: bool = False
-    """The route is also served on the connections reserved for the time when too many are open."""
+    """The route is also served on the connections of the reserve, while too many are open."""
     every_method: bool = False
     """Other methods get the same response."""
 

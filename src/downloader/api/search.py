@@ -39,7 +39,7 @@ SORTS: Mapping[str, Callable[[AggregationLoad], Any]] = {
     "state": lambda load: (load.paused, load.cooling_until is not None),
     "work": lambda load: load.in_flight + load.pending,
 }
-"""Sort keys by name; with a `-` in front of the name the largest come first."""
+"""Sort keys by name; a `-` in front of the name sorts in descending order."""
 
 BUSIEST = "-work"
 

@@ -159,7 +159,7 @@ def check_accepted(why: Accepted, job_id: str, *, key_field: str) -> None:
 
 
 def over_quota(quota: str) -> Problem:
-    """The response to a token that has reached a quota, as the store names it."""
+    """The response to a token that has reached a quota; `quota` is the store's name of the amount."""
     until = "groups are deleted" if quota == "groups" else "jobs have ended"
     return Problem(
         HTTPStatus.TOO_MANY_REQUESTS,

@@ -33,10 +33,10 @@ from downloader.wire import (
 
 
 def progress_of(reports: Iterable[Mapping[str, Any]], *, named: bool) -> Mapping[str, Progress]:
-    """How far the running downloads are that the processors have reported, by job id.
+    """The progress of running downloads by job id, from the reports of the processors.
 
-    The names of instances begin with their hosts' names, so `named` is for callers that may see the fleet.
-    A report of another version may lack the member, or have one of another form.
+    `named`: include the names of instances, which begin with host names; only for callers that may see the
+    fleet. A report of another version may lack `running`, or have another form of it.
     """
     return {
         job_id: Progress(received=received, instance=str(report.get("instance", "")) if named else "")
@@ -114,7 +114,7 @@ FAILED_SHOWN = 20
 
 
 def waiting(load: Load, backlog: Backlog) -> Waiting:
-    """What waits in the whole fleet."""
+    """The response of `GET /stats` for the whole fleet."""
     return Waiting(
         downloads=WaitingDownloads(
             pending=backlog.downloads.pending,
@@ -137,7 +137,7 @@ def waiting(load: Load, backlog: Backlog) -> Waiting:
 
 
 def waiting_of_some(rows: Sequence[AggregationLoad]) -> Waiting:
-    """What waits in some aggregations, for a caller that may not see others."""
+    """The response of `GET /stats` for a caller that may see only the aggregations in `rows`."""
     return Waiting(
         downloads=WaitingDownloads(
             pending=sum(row.pending for row in rows),

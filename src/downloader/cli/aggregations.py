@@ -32,7 +32,7 @@ STATES = {
     "disk_full": "waits: the disk of each processor is full",
     "no_processor": "waits: no processor runs",
 }
-"""What is said of a state; `_state` has the others that are of interest."""
+"""Texts about states of an aggregation; `_state` has the texts with a number or time."""
 
 UNITS = {
     "limit": "",
@@ -40,7 +40,7 @@ UNITS = {
     "delay": " s between starts",
     "pace": " starts per second, after a cooldown",
 }
-"""What bounds an aggregation, with the unit."""
+"""The bounds of an aggregation, each with the unit."""
 
 All = Annotated[bool, Parameter(name="--all", show_default=False)]
 AggrIds = Annotated[str, Parameter(name="AGGREGATION", show_default=False)]

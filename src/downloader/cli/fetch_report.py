@@ -182,7 +182,7 @@ class Bars:
 @contextlib.contextmanager
 def _open_bars(count: int) -> Iterator[Bars]:
     """Show bars on standard error until the context ends."""
-    # Imported here: it takes longer than a small download.
+    # Imported here, because the import takes longer than a small download.
     from rich import progress
     from rich.console import Console, Group
     from rich.live import Live

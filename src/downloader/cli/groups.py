@@ -72,25 +72,25 @@ def wait(
 ) -> int:
     """Wait until groups of jobs are sealed and all their jobs have ended.
 
-    The exit status is 1 if a job of theirs failed or was cancelled, there is no
-    such group, or the time is up.
+    The exit status is 1 if one of the jobs failed or was cancelled, a group does
+    not exist, or the time is up.
 
     For example:
       downloader wait night-17 --timeout 3600
 
     Args:
         names: Names of groups.
-        timeout: Seconds for each of them. Default: no limit.
-        json_: Write a JSON object for each.
+        timeout: Seconds for each group. Default: no limit.
+        json_: Write a JSON object for each group.
     """
     succeeded = []
 
-    def one(client: Client, name: str) -> None:
+    def wait_for(client: Client, name: str) -> None:
         group = client.wait_group(name, timeout_s=timeout)
         succeeded.append(group.succeeded == group.jobs)
         write_result(group, group.name, _rows(group), as_json=json_)
 
-    return for_each(names, one, service) or int(not all(succeeded))
+    return for_each(names, wait_for, service) or int(not all(succeeded))
 
 
 def _rows(group: Group) -> Iterator[tuple[str, str]]:

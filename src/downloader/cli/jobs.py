@@ -55,8 +55,9 @@ FOLLOW_S = 2.0
 """Time between two looks of `--follow`."""
 
 LATE = timedelta(seconds=30)
-"""Each look goes back by this time, because a job is listed when its callback has ended, by the time of the
-end of the download. Jobs whose callback takes longer are missed."""
+"""Each look asks for jobs that ended this much earlier than the newest known job: a job appears in the list
+when its callback ends, but the list is ordered by the end of the download. Jobs with a slower callback are
+missed."""
 
 FOLLOWED = 10
 """Jobs of the past that `--follow` begins with, like `tail -f`."""
@@ -427,7 +428,7 @@ def _follow(
     by_callback: bool,
     as_json: bool,
 ) -> None:
-    """Print the newest jobs, the newest last, and then those that end, until Ctrl-C."""
+    """Print the newest jobs, the newest last, and then each job that ends, until Ctrl-C."""
 
     def ended_at(row: ListedJob) -> datetime | None:
         return row.failed_at if by_callback else row.finished_at
@@ -437,18 +438,18 @@ def _follow(
     # Times are the service's: its clock may differ from ours.
     last = max((at for row in newest if (at := ended_at(row))), default=None)
     rows = list(find(since=last - LATE)) if last else []
-    known = {(row.id, at) for row in rows if last and (at := ended_at(row)) and at <= last}
+    shown_ends = {(row.id, at) for row in rows if last and (at := ended_at(row)) and at <= last}
     while True:
         time.sleep(FOLLOW_S)
         rows = list(find(since=last - LATE if last else since))
-        fresh = [row for row in rows if (row.id, ended_at(row)) not in known]
+        fresh = [row for row in rows if (row.id, ended_at(row)) not in shown_ends]
         if fresh and as_json:
             _show(reversed(fresh), as_json=True)
         elif fresh:
             _list(fresh[::-1], head=not shown)
         shown = shown or bool(fresh)
         last = max((at for row in rows if (at := ended_at(row))), default=last)
-        known = {(row.id, at) for row in rows if (at := ended_at(row))}
+        shown_ends = {(row.id, at) for row in rows if (at := ended_at(row))}
 
 
 def _list(rows: Sequence[ListedJob], *, head: bool) -> None:

@@ -1,4 +1,4 @@
-"""What several commands share: flags, the files that flags name, and the client of a running service."""
+"""Parts of several commands: flags, the files that flags name, and the client of a running service."""
 
 from __future__ import annotations
 
@@ -81,19 +81,19 @@ class Filters:
     """The flags that select jobs."""
 
     aggr_id: AggrId = None
-    """Only those of this aggregation."""
+    """Only jobs of this aggregation."""
     q: Part = None
-    """Only those of aggregations with this in their name."""
+    """Only jobs of aggregations with this text in the name."""
     error_code: Annotated[ErrorName | None, Parameter(name="--error-code")] = None
-    """Only those whose download ended with this code."""
+    """Only jobs whose download ended with this code."""
     destination: Annotated[str | None, Parameter(name="--destination")] = None
-    """Only those with a callback to it, such as "http https://client.example"."""
+    """Only jobs with a callback to this destination, such as "http https://client.example"."""
     since: Annotated[datetime | None, Parameter(name="--since", converter=_time)] = None
-    """Only those that ended at this time or later: 2026-11-27T08:00, yesterday, or 2h ago."""
+    """Only jobs that ended at this time or later: 2026-11-27T08:00, yesterday, or 2h ago."""
     group: GroupName = None
-    """Only those of this group."""
+    """Only jobs of this group."""
     tag: Tags = ()
-    """Only those with this tag, or one of several."""
+    """Only jobs with one of these tags."""
 
     def fields(self) -> JobFilters:
         """The filters, as the client takes them."""

@@ -18,10 +18,10 @@ from downloader.errors import ConfigError
 from downloader.printable import escape
 
 TOKEN_BYTES = 32
-"""Random bytes of a token: it cannot be guessed."""
+"""Random bytes of a token, enough that it cannot be guessed."""
 
 TEMPLATE_NAME = "hook"
-"""What the plugin in `downloader/template` is called."""
+"""Name of the plugin in `downloader/template`."""
 
 INSTALLED = "config/example.toml"
 """The example in an installed package; a clone has it as `config.toml.example`."""

@@ -21,7 +21,7 @@ FIRST_MB_MS, NEXT_MB_MS, TLS_MB_MS = 2.7, 1.7, 0.5
 """CPU of the first megabyte of a file and of each further one, and what TLS adds to each."""
 
 TLS_CONNECTION_MS = 0.9
-"""CPU of a new connection over HTTPS, beyond a kept one."""
+"""Additional CPU of a new HTTPS connection, compared with a kept one."""
 
 STORE_MS, RECORD_BYTES = 0.26, 400
 """The store's CPU a job, and its memory for a job that waits or has ended."""
@@ -33,7 +33,7 @@ NEW_JOBS_SHARE = 0.4
 """The share of the store's memory that new jobs may fill."""
 
 USED_SHARE = 0.6
-"""CPU of a process at the peak, of a core; more leaves no room for what nobody foresaw."""
+"""Share of a core that a process may use at the peak; the rest is a reserve."""
 
 Positive = Annotated[float, Parameter(validator=Number(gt=0))]
 

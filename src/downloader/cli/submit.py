@@ -30,7 +30,7 @@ class JobFlags:
     aggr_limit: Annotated[int, Parameter(name="--aggr-limit", validator=Number(gte=1))] = HOST_LIMIT
     """Downloads of an aggregation at once."""
     callback: Annotated[str, Parameter(name="--callback", show_default=False)] = ""
-    """Where to send the callbacks: a URL, a topic, a queue. Without it there are none."""
+    """Destination of the callbacks: a URL, a topic, a queue. Default: no callbacks."""
     callback_type: Annotated[str, Parameter(name="--callback-type")] = "http"
     """The backend for the callbacks."""
     priority: Annotated[int | None, Parameter(name="--priority", validator=Number(gte=0, lte=9))] = None
@@ -97,7 +97,7 @@ def submit(
     Args:
         urls: What to download.
         from_file: File with a URL or a JSON object on each line, or a table; - for standard input.
-        seal: With --group: all jobs of the group are in, unless one of these was refused.
+        seal: Seal the group (--group) unless a job was refused. Its callback is sent when all have ended.
         wait: Wait until the downloads have ended.
         results: Write a row for each job to this file, which must end with .csv, .tsv or .ndjson.
         json_: Write a JSON object for each job: the service's response, with --wait the job at its end.

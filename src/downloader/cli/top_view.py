@@ -33,7 +33,7 @@ _FLOW = {
 }
 _INSTANCE = {"role": 0, "host": 0, "version": 80, "up": 60, "in flight": 0, "unhealthy": 60}
 _AGGREGATION = {"aggregation": 0, "in flight": 0, "limit": 60, "pending": 0, "state": 0}
-"""Columns of the tables, each with the width of the terminal from which on it is shown."""
+"""Columns of the tables, each with the least width of a terminal that shows the column."""
 
 _FIXED_LINES = 9
 """Lines of the screen other than rows of the two tables."""
@@ -125,7 +125,7 @@ def _troubles(state: Mapping[str, Any]) -> Sequence[Text]:
 
 
 def _table(columns: Mapping[str, int], width: int, left: Collection[str], *, expand: bool = False) -> Table:
-    """A table with the columns for which the terminal has room, all but those `left` with numbers."""
+    """A table with the columns for which the terminal has room; columns not in `left` have numbers."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0), expand=expand)
     for name, least in columns.items():
         if width >= least:

@@ -198,7 +198,7 @@ class Calls:
         """Send failed callbacks again, or with `download` repeat failed downloads; see `JobFilters`.
 
         Returns:
-            How many were retried, without those of responses that were lost.
+            Number of retried jobs. Jobs in a response that was lost are not counted.
         """
         params = messages.query(download="1" if download else None, **filters)
         retried, cursor = 0, None
@@ -208,11 +208,11 @@ class Calls:
         return retried
 
     def failures(self, *, aggr_id: str | None = None, q: str | None = None) -> Steps[Failures]:
-        """What has failed for good, counted by aggregation and reason; for a second at the most.
+        """Count what failed for good, by aggregation and reason; the service counts for at most a second.
 
         Args:
-            aggr_id: only those of this aggregation.
-            q: only those of aggregations with this in their name, whatever the case.
+            aggr_id: only jobs of this aggregation.
+            q: only jobs of aggregations whose name contains this text, in upper or lower case.
         """
         return self._read(Failures, "GET", "failures", params=messages.query(all="1", aggr_id=aggr_id, q=q))
 
@@ -227,7 +227,7 @@ class Calls:
 
         Args:
             state: of their download. `pending` needs `aggr_id`.
-            callback: only those whose callback ended so: `failed` or `succeeded`. Needed without `state` or
+            callback: only jobs whose callback ended as `failed` or `succeeded`. Needed without `state` or
                 `group`.
             filters: see `JobFilters`.
         """
@@ -269,16 +269,16 @@ class Calls:
     def set_group_callback(
         self, name: str, *, callback_type: str = "http", callback_dst: str, extra: Any = ""
     ) -> Steps[Group]:
-        """Set the callback of a group, before, while or after its jobs come."""
+        """Set the callback of a group; possible until the group is complete."""
         fields = {"callback_type": callback_type, "callback_dst": callback_dst, "extra": extra}
         return self._read(Group, "POST", f"groups/{messages.segment(name)}", content=messages.encode(fields))
 
     def seal_group(self, name: str) -> Steps[Group]:
-        """Say that all jobs of a group are in."""
+        """Seal a group, because all its jobs are submitted."""
         return self._read(Group, "POST", f"groups/{messages.segment(name)}/seal")
 
     def reopen_group(self, name: str) -> Steps[Group]:
-        """Let a complete group take jobs again; sealed again, it has a second callback with another id."""
+        """Accept jobs in a complete group again. When it is complete again, a second callback is sent."""
         return self._read(Group, "POST", f"groups/{messages.segment(name)}/reopen")
 
     def wait_group(self, name: str, *, timeout_s: float | None = None) -> Steps[Group]:
@@ -320,11 +320,11 @@ class Calls:
         return self._read(Aggregation, "PATCH", path, content=messages.encode(changes))
 
     def pause_all(self, *, paused: bool = True) -> Steps[None]:
-        """Pause all aggregations, also those that come later, or end this pause."""
+        """Pause all present and later aggregations, or end this pause."""
         yield from self._call("PATCH", "aggregations", content=messages.encode({"paused": paused}))
 
     def stats(self, role: str | None = None) -> Steps[Mapping[str, Any]]:
-        """What waits, over the fleet; with a role, the counters of the `processor` or the `notifier`."""
+        """Pending work of the fleet; with a `role` (`processor`, `notifier`), its counters."""
         response = yield from self._call("GET", f"stats/{messages.segment(role)}" if role else "stats")
         return messages.json_object(response.content, response.url)
 

@@ -24,7 +24,7 @@ from downloader.client.messages import (
 from downloader.errors import ConfigError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-"""Where `downloader run` listens by default."""
+"""The address of `downloader run` by default."""
 
 RETRIES = 5
 """The pauses between tries are at most about 15 s in total: a service restarts or fails over in less."""
@@ -72,9 +72,9 @@ def _iterated(
 class AsyncClient:
     """A client of one service, on Trio or asyncio; close with `async with` or `aclose`.
 
-    Each method raises `ApiProblem` if the service refuses, and `Unreachable` if it does not respond. Before
-    that, a request is tried again up to `retries` times if the service could not be reached or responded 429
-    or 503, and, unless repeating it could do harm, if the response was lost.
+    Each method raises `ApiProblem` if the service refuses, and `Unreachable` if it does not respond. A
+    request is repeated up to `retries` times if the service could not be reached or responded 429 or 503. If
+    the response was lost, the request is repeated only if a second execution does no harm.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the clients send and receive: jobs in batches, parameters, responses and errors. No I/O."""
+"""Requests and responses of the clients: jobs in batches, parameters, errors. No I/O."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from downloader.wire import AcceptedLine, DownloadRequest, LineProblem
 
 
 class ClientError(DownloaderError):
-    """Base of the errors below; raised as such if a response is not from this service."""
+    """Base of the client's errors. Raised itself if a response does not come from this service."""
 
 
 class Unreachable(ClientError):
-    """No response: refused, reset, timed out. The service may have carried out the request nevertheless."""
+    """No response: refused, reset, timed out. The service may still have carried out the request."""
 
 
 class WaitTimeout(ClientError, TimeoutError):
@@ -43,8 +43,8 @@ class ApiProblem(ClientError):
         where = f" ({problem.field})" if problem.field and problem.field not in problem.detail else ""
         super().__init__("; ".join(text.rstrip(".") for text in details) + where)
         self.code = problem.code
-        """Stable code for programs, from the list in `docs/errors.md`. Empty if it was not the service that
-        responded."""
+        """Stable code for programs, from the list in `docs/errors.md`. Empty if the response came from
+        something else, such as a proxy."""
         self.detail = problem.detail
         """One sentence, for people."""
         self.field = problem.field
@@ -59,28 +59,28 @@ class JobFields(DownloadRequest, total=False):
     """The fields of a job, as in `POST /download`."""
 
     idempotency_key: str
-    """The job is accepted once, however often sent with this key; made at random if absent."""
+    """A job is accepted only once per key, even if sent several times. By default a random key."""
 
 
 class JobFilters(TypedDict, total=False):
-    """Which of the jobs whose download or callback is over; a member that is `None` does not count."""
+    """Filters for jobs. A member that is `None` does not filter."""
 
     aggr_id: str | None
-    """Only those of this aggregation."""
+    """Only jobs of this aggregation."""
     q: str | None
-    """Only those of aggregations with this in their name, whatever the case."""
+    """Only jobs of aggregations whose name contains this text, in upper or lower case."""
     since: datetime | None
-    """Only those that ended at this time or later; one without a time zone is local time."""
+    """Only jobs that ended at this time or later. A time without a zone is local time."""
     until: datetime | None
-    """Only those that ended at this time or earlier."""
+    """Only jobs that ended at this time or earlier."""
     error_code: ErrorName | None
-    """Only those whose download ended with this code."""
+    """Only jobs whose download ended with this code."""
     destination: str | None
-    """Only those with a callback to this destination, written as in `stats`."""
+    """Only jobs with a callback to this destination, written as in `stats`."""
     group: str | None
-    """Only those of this group; without a state its unfinished jobs."""
+    """Only jobs of this group; without a state, its unfinished jobs."""
     tags: Sequence[str]
-    """Only those with one of these tags."""
+    """Only jobs with one of these tags."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ class Submitted:
     id: str = ""
     problem: ApiProblem | None = None
     warnings: Sequence[str] = ()
-    """What the service ignored, such as an unknown field."""
+    """Lines about ignored parts of the job, such as an unknown field."""
 
     @property
     def not_taken(self) -> bool:
@@ -101,8 +101,9 @@ class Submitted:
 
 BATCH_JOBS = 500
 BATCH_BYTES = 1024**2
-"""Jobs and bytes in one request of `submit_many`, which is sent again as a whole. Its response fits into the
-buffers of a connection, so that the service is not held up while the request is still being sent."""
+"""Most jobs and bytes in one request of `submit_many`. A retry repeats the whole request. The service
+responds while it reads, so the response must fit into the buffers of a connection until the request is
+sent."""
 
 Lines = Sequence[tuple[JobFields, bytes]]
 """Jobs, each with a line of NDJSON."""
@@ -116,7 +117,7 @@ class Batches:
         self._bytes = 0
 
     def add(self, job: JobFields) -> Lines:
-        """Add a job; returns the full batch if the job did not fit into that, otherwise an empty one."""
+        """Add a job. If the present batch was full, return it and begin another; otherwise return `()`."""
         line = encode({**job, "idempotency_key": job.get("idempotency_key") or new_key()}) + b"\n"
         full = len(self._lines) == BATCH_JOBS or self._bytes + len(line) > BATCH_BYTES
         batch = self.rest() if full else ()
@@ -139,7 +140,7 @@ def _parameter(value: str | datetime | Sequence[str] | None) -> str:
     if isinstance(value, datetime):
         return value.astimezone().isoformat()
     text = value if isinstance(value, str) else ",".join(value or ())
-    return text.encode(errors="replace").decode()  # without half of a surrogate pair
+    return text.encode(errors="replace").decode()  # lone surrogates become `?`
 
 
 def encode(fields: Mapping[str, Any]) -> bytes:
@@ -149,7 +150,7 @@ def encode(fields: Mapping[str, Any]) -> bytes:
 
 def segment(text: str) -> str:
     """Percent-encode a text as one segment of a path."""
-    return quote(text, safe="", errors="surrogatepass")  # the service then knows nothing of this name
+    return quote(text, safe="", errors="surrogatepass")  # a lone surrogate makes a name that does not exist
 
 
 def new_key() -> str:
@@ -158,10 +159,10 @@ def new_key() -> str:
 
 
 _AGAIN = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
-"""The request was not carried out."""
+"""Statuses of requests that were not carried out."""
 
 _UNCERTAIN = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT})
-"""Responses of a proxy: the request may have been carried out."""
+"""Statuses from a proxy; the request may have been carried out."""
 
 _ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 
@@ -172,7 +173,7 @@ D = TypeVar("D", dict[str, Any], list[Any])
 def pause_wanted(result: httpx2.Response | httpx2.RequestError, *, repeatable: bool) -> float | None:
     """Least seconds to wait before the request is repeated; `None` if no repetition is allowed.
 
-    `repeatable`: it does no harm to carry out the request twice.
+    `repeatable`: the request may be carried out twice.
     """
     if isinstance(result, httpx2.RequestError):
         unsent = isinstance(result, httpx2.ConnectError | httpx2.ConnectTimeout)
@@ -260,7 +261,7 @@ def json_object(text: str | bytes, url: httpx2.URL) -> dict[str, Any]:
 
 
 def json_array(text: str | bytes, url: httpx2.URL) -> list[Any]:
-    """As `json_object`, for an array."""
+    """Like `json_object`, for an array."""
     return _document(text, url, list)
 
 

@@ -36,7 +36,7 @@ class _Reader:
         self._calls_left = _MAX_CALLS
 
     def read(self, size: int = -1) -> bytes:
-        """As `BinaryIO.read`; raises `_OverspentError`."""
+        """See `BinaryIO.read`; raises `_OverspentError`."""
         self._spend(size)
         data = self._file.read(size)
         # imagesize 2.0 takes the box `irot` (ISO 23008-12, 6.5.10) for longer than one byte, and so fails on
@@ -44,7 +44,7 @@ class _Reader:
         return data[:4] + b"free" if data[4:] == b"irot" else data
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """As `BinaryIO.seek`; raises `_OverspentError`."""
+        """See `BinaryIO.seek`; raises `_OverspentError`."""
         self._spend(0)
         return self._file.seek(offset, whence)
 

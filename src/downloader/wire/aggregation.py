@@ -96,7 +96,7 @@ class Aggregation(AggregationLoad):
     delay: float | None = None
     """At least this many seconds between two starts."""
     overridden: Mapping[str, float | None] = {}
-    """The jobs' own value of each field that an operator has set."""
+    """The values that the jobs ask for, of the fields that an operator has set."""
     proxy: str = ""
     """Empty without a proxy. Its password is hidden."""
     cooling_reason: str = ""

@@ -72,7 +72,7 @@ Moment = Annotated[
 
 
 NEWER = GetPydanticSchema(lambda _type, handler: handler(str))
-"""For type checkers a field has known values; when read it may have one that a newer service added."""
+"""Marks a field that has known values for type checkers, but accepts values added by a newer service."""
 
 KnownState = Annotated[
     StateName, NEWER, WithJsonSchema({"type": "string", "enum": list(get_args(StateName))})
@@ -83,7 +83,7 @@ Cursor = Annotated[str, Field(description="Of the next page; empty at the end.")
 
 
 def optional(**schema: Any) -> Any:
-    """A member that is left out while empty or false."""
+    """A member that is left out of the JSON while empty or false."""
     return Field(exclude_if=not_, **schema)
 
 

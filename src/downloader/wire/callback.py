@@ -27,7 +27,7 @@ class Callback(BaseModel):
     resource_url: str
     """The job's `url`, byte for byte."""
     download_url: str
-    """Where the file is; empty if there is none."""
+    """The file's path; empty if there is no file."""
     job_id: str
     """The id that `POST /download` returned; the same in each callback of the job."""
     response_code: int
@@ -43,7 +43,7 @@ class Callback(BaseModel):
     size: int
     """Bytes of the file."""
     sha256: str
-    """In lower-case hexadecimal digits; empty if there is no file."""
+    """Lower-case hexadecimal digits; empty if there is no file."""
     md5: str = ""
     """The job's `md5`, which the file has; empty if the job has none, or if there is no file."""
     mime_type: str
@@ -57,7 +57,7 @@ class Callback(BaseModel):
     last_modified: str = ""
     """The response's `Last-Modified`, for a later job's `if_modified_since`; empty without one."""
     content_type: str = ""
-    """The response's `Content-Type`; empty without one. `mime_type` is what the file's bytes say."""
+    """The response's `Content-Type`; empty if it has none. `mime_type` follows from the file's bytes."""
     final_url: str = ""
     """The URL that the file came from, after redirects, without user and password; empty after a failure."""
     not_modified: bool = False

@@ -15,12 +15,12 @@ from downloader.wire.base import NEWER, Cursor, Moment, WireModel, moment, rfc33
 
 @with_config(ConfigDict(strict=True, hide_input_in_errors=True, use_attribute_docstrings=True))
 class GroupRequest(TypedDict, total=False):
-    """The callback of a group of jobs; as the fields of a job."""
+    """The callback of a group of jobs. The fields are those of a job."""
 
     callback_type: str
     """A configured backend, such as `http`."""
     callback_dst: Annotated[str, Field(max_length=MAX_URL_CHARS)]
-    """Where the callback goes."""
+    """The callback's destination, as for a job."""
     extra: Any
     """Passed back in the callback; a value that is not a string becomes JSON text."""
 
@@ -30,11 +30,11 @@ class Group(WireModel):
 
     name: str
     state: Literal["open", "sealed", "complete"]
-    """`open` takes jobs. `sealed` takes none, and some have not ended. `complete`: all have ended."""
+    """`open`: takes jobs. `sealed`: takes no jobs, and some have not ended. `complete`: all have ended."""
     jobs: int = 0
     """All jobs that were accepted. Once `complete`, the counts do not change."""
     succeeded: int = 0
-    """Jobs that have ended, with their callback if any, whose download succeeded."""
+    """Ended jobs whose download succeeded. A job has ended when its download and callback have."""
     failed: int = 0
     cancelled: int = 0
     unfinished: int = 0
@@ -42,17 +42,17 @@ class Group(WireModel):
     first_at: Moment | None = None
     """When the first job was accepted."""
     last_at: Moment | None = None
-    """When the last job that has ended did so."""
+    """When a job last ended."""
     completed_at: Moment | None = None
     callback_id: str = ""
-    """The id of its callback: `GET /jobs/<id>` shows it, and `POST /retry/<id>` sends it again if it has
-    failed. Empty without a callback, and until the group is complete."""
+    """The id of the group's callback, for `GET /jobs/<id>` and `POST /retry/<id>`. Empty without a callback,
+    and until the group is complete."""
     callback_state: Annotated[StateName | Literal[""], NEWER] = ""
-    """The state of this callback; empty once `callback_id` names no job any more."""
+    """The state of the group's callback; empty without a callback, or once its record is deleted."""
 
 
 class GroupPage(WireModel):
-    """Some groups; a service on a Cluster may list one on several pages."""
+    """A page of groups. With a Redis Cluster, a group may be on several pages."""
 
     groups: Sequence[Group]
     cursor: Cursor
@@ -68,7 +68,7 @@ class GroupCallback(BaseModel):
     group: str
     """The group's name."""
     jobs: int
-    """How many jobs it had; the sum of the next three."""
+    """Number of jobs: the sum of `succeeded`, `failed` and `cancelled`."""
     succeeded: int
     failed: int
     cancelled: int

@@ -48,17 +48,17 @@ class Task(WireModel):
     attempts: int = 0
     """Attempts that count against the retries."""
     deliveries: int = 0
-    """How often an instance got the task."""
+    """How many times an instance got the task."""
     crashes: int = 0
-    """How often an instance died while working on the task."""
+    """How many instances died while working on the task."""
     instance: str = ""
-    """The instance that works on the task, or did last; empty if unknown, and for a token that does not have
-    all aggregations."""
+    """The instance that works on the task, or worked on it last. Empty if unknown, and for a token that does
+    not have all aggregations."""
     due_at: Moment | None = None
     started_at: Moment | None = None
     finished_at: Moment | None = None
     errors: Sequence[Failure] = ()
-    """Of the last failed attempts."""
+    """The last failed attempts."""
 
     @property
     def ended(self) -> bool:
@@ -70,11 +70,11 @@ class JobFile(WireModel):
     """A stored file."""
 
     path: str
-    """For `GET /files/<path>`."""
+    """Path for `GET /files/<path>`."""
     size: int
     """Bytes."""
     sha256: str
-    """In lower-case hexadecimal digits."""
+    """Lower-case hexadecimal digits."""
     md5: str = ""
     """The job's `md5`, which the file has; empty if the job has none."""
     mime_type: str = ""
@@ -85,7 +85,7 @@ class JobFile(WireModel):
 
 
 class JobResponse(WireModel):
-    """What the response said about the file; texts are empty where the response said nothing."""
+    """Metadata of the file from the response; an absent header is an empty text."""
 
     etag: str = ""
     """`ETag`, with quotes, for a later job's `if_none_match`."""
@@ -94,7 +94,7 @@ class JobResponse(WireModel):
     content_type: str = ""
     """`Content-Type`; `mime_type` of the file follows from the bytes."""
     final_url: RedactedUrl = ""
-    """After redirects."""
+    """The URL after redirects; empty if there was none."""
     not_modified: bool = False
     """A 304 to the job's `if_none_match` or `if_modified_since`: there is no file."""
 
@@ -107,10 +107,10 @@ class JobCallback(Task):
 
 
 class Progress(WireModel):
-    """How far a download is that has run for some seconds."""
+    """The progress of a download that has run for some seconds."""
 
     received: int
-    """Bytes so far, as of the last report of the instance."""
+    """Bytes so far, from the last report of the instance."""
     instance: str
     """The instance that downloads; empty for a token that does not have all aggregations."""
 
@@ -120,7 +120,7 @@ class Redirect(WireModel):
 
     status: int
     url: RedactedUrl
-    """Where it led to."""
+    """The target."""
 
 
 class Attempt(WireModel):
@@ -133,7 +133,7 @@ class Attempt(WireModel):
     address: str = ""
     """The address that the last connection went to; empty through a proxy."""
     redirects: Sequence[Redirect] = ()
-    """In order."""
+    """The redirects, in order."""
 
 
 class Job(Task):
@@ -163,11 +163,11 @@ class Job(Task):
     callback: JobCallback | None = None
     """`null` while there is none."""
     last_attempt: Annotated[Attempt | None, optional()] = None
-    """Of the last attempt, if it failed or took at least a second."""
+    """The last attempt, if it failed or took at least a second."""
     progress: Annotated[Progress | None, optional()] = None
-    """Of a running download, unless it has begun just now."""
+    """The progress of a download that has run for some seconds."""
     kept_until: Moment | None = None
-    """When file and record are deleted; `null` while the download or the callback goes on."""
+    """When file and record are deleted; `null` until the download and the callback have ended."""
 
     @property
     def succeeded(self) -> bool:
@@ -199,22 +199,23 @@ class ListedJob(WireModel):
     group: Annotated[str, optional()] = ""
     """The job's group."""
     progress: Annotated[Progress | None, optional()] = None
-    """Of a running download, unless it has begun just now."""
+    """The progress of a download that has run for some seconds."""
 
 
 class JobPage(WireModel):
-    """Some jobs. A page is empty only if none follow."""
+    """A page of jobs. Only the last page may be empty."""
 
     jobs: Sequence[ListedJob]
     cursor: Cursor
 
 
 class FailureCount(WireModel):
-    """How many failed jobs there are."""
+    """Number of failed jobs."""
 
     jobs: int
     newest_at: Moment | None
-    """When the last one failed; as `until` of `POST /retry`, no later one is retried. `null` without jobs."""
+    """When the last job failed; `null` without jobs. As `until` of `POST /retry`, it excludes later
+    failures."""
 
 
 class FailureGroup(FailureCount):
@@ -223,14 +224,14 @@ class FailureGroup(FailureCount):
     kind: Literal["download", "callback"]
     aggr_id: str
     error_code: KnownError = ""
-    """Of downloads; empty for callbacks."""
+    """Error code of the downloads; empty for callbacks."""
     error: str
     newest: str
     """The id of the job that failed last."""
 
 
 class Failures(WireModel):
-    """What has failed for good, and can be retried."""
+    """Jobs whose download or callback failed for good and can be retried, by aggregation and reason."""
 
     groups: Sequence[FailureGroup]
     """The groups with the most jobs, at most 100."""
@@ -240,12 +241,12 @@ class Failures(WireModel):
     callbacks: FailureCount
     """Failed callbacks of all groups."""
     complete: bool
-    """All failed jobs were counted; if not, only the newest were."""
+    """Whether all failed jobs were counted, not only the newest."""
 
 
 class Retried(WireModel):
-    """What was sent again."""
+    """The result of a request to retry jobs."""
 
     retried: int
-    """How many jobs of the page."""
+    """Number of jobs that were retried."""
     cursor: Cursor

@@ -50,7 +50,7 @@ class WaitingDownloads(WireModel):
     aggregations: int
     """How many have work."""
     cooling: int
-    """How many of the busiest cool down."""
+    """How many of the busiest aggregations cool down."""
     oldest_due_at: Moment | None = None
     """When the first download was due that waits only for a slot, in the 100 busiest aggregations."""
     next_due_at: Moment | None
@@ -64,7 +64,7 @@ class WaitingDestination(WireModel):
     pending: int
     in_flight: int
     limit: int
-    """How many may be in flight, over the fleet; 1 after a failure, until one is delivered."""
+    """Most callbacks in flight over the fleet; 1 after a failure, until a callback is delivered."""
     due_at: Moment | None
     """When the first pending callback was or will be due."""
 
@@ -92,7 +92,7 @@ class WaitingCallbacks(WireModel):
 
 
 class BacklogPoint(WireModel):
-    """What waited over the fleet at a time of the last day."""
+    """Pending work of the fleet at a time of the last day."""
 
     at: Moment
     downloads: int
@@ -106,7 +106,7 @@ class BacklogPoint(WireModel):
 
 
 class Waiting(WireModel):
-    """What waits, now, over the fleet."""
+    """Pending and running work of the fleet."""
 
     downloads: WaitingDownloads
     callbacks: WaitingCallbacks | None

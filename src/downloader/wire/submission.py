@@ -25,12 +25,12 @@ MAX_RETRIES = 1000
 """Takes months at the default backoff."""
 
 MAX_PRIORITY = 9
-"""As in `_lib.lua`; 0, the default, is the lowest."""
+"""Highest priority, the same as in `_lib.lua`; 0, the default, is the lowest."""
 
 MAX_HEADERS = 32
 
 MAX_TAGS = 8
-"""Each takes memory of the store, as long as the job is kept."""
+"""Most tags of a job. Each takes memory in the store as long as the job is kept."""
 
 MAX_CONDITION_CHARS = 1024
 """An ETag has some tens of characters."""
@@ -57,7 +57,7 @@ _HEADERS = {
 
 @with_config(ConfigDict(strict=True, hide_input_in_errors=True, use_attribute_docstrings=True))
 class DownloadRequest(TypedDict, total=False):
-    """The fields of one job. Unknown ones are ignored, and null means absent."""
+    """The fields of one job. Unknown fields are ignored, and null means absent."""
 
     # Types and bounds; what else the service checks is in `api.fields`. The defaults are those of `JobSpec`.
 
@@ -92,21 +92,21 @@ class DownloadRequest(TypedDict, total=False):
     callback_dst: Annotated[
         str, _described(examples=["https://client.example/done"], maxLength=MAX_URL_CHARS)
     ]
-    """Where the callback goes: for `http` a URL, otherwise a topic, a queue or a prefix."""
+    """The callback's destination: a URL for `http`, otherwise a topic, a queue or a prefix."""
     callback_url: Annotated[str, _described(deprecated=True, **_HTTP)]
     """Deprecated: `callback_type` `http` with this destination; wins over the pair."""
     callback_error_type: str
-    """As `callback_type`, for failures; without a value, failures go where successes go. `none`: nowhere."""
+    """`callback_type` for failures. By default failures are reported like successes. `none`: no callback."""
     callback_error_dst: Annotated[str, _described(maxLength=MAX_URL_CHARS)]
-    """As `callback_dst`, for failures."""
+    """`callback_dst` for failures."""
     extra: Annotated[Any, _described(examples=["order 17"])]
     """Passed back in the callback; a value that is not a string becomes JSON text."""
     mime_type: Annotated[
         str,
         _described(examples=["image/png,image/webp", "!image/vnd.adobe.photoshop,image/*"]),
     ]
-    """Comma-separated glob patterns; `!` negates. No negated one may match the content's type, and if there
-    are others, at least one of them must."""
+    """Comma-separated glob patterns for the content's type; `!` negates. No negated pattern may match, and if
+    there are other patterns, at least one of these must match."""
     max_retries: Annotated[Integer, Field(ge=0, le=MAX_RETRIES)]
     """Further attempts; by default `processor.max_retries`."""
     extract_image_size: bool
@@ -116,8 +116,8 @@ class DownloadRequest(TypedDict, total=False):
     than `processor.max_download_timeout`."""
     request_headers: Annotated[Mapping[str, str | int], SkipValidation, WithJsonSchema(_HEADERS)]
     """Request headers, which win over the configured headers. At most 32, 8 KiB together. Of two names that
-    differ only in case the last counts. Those that the downloader sets itself (`Host`, `Range`, hop-by-hop
-    ones) are left out, with a warning."""
+    differ only in case the last counts. Headers that the downloader sets itself (`Host`, `Range`, hop-by-hop
+    headers) are left out, with a warning."""
     user_agent: Annotated[str, Field(max_length=1024)]
     """`User-Agent`, unless `request_headers` has one."""
     s3_bucket: str
@@ -136,8 +136,8 @@ class DownloadRequest(TypedDict, total=False):
     """Path of the file under the storage root, in place of `<subpath>/<id[0:3]>/<id>`. `{host}`, `{path}`,
     `{name}`, `{ext}`, `{id}`, `{sha256}` and `{date}` are filled in. The service does not delete the file."""
     key_exists: KeyExists | Literal[""]
-    """What happens if a file is stored under the `key`: `replace` it, which is the default, `keep` it, or
-    `fail` with `error_code` `key_exists` if it differs."""
+    """What to do if a file with this `key` exists: `replace` it (the default), `keep` it, or `fail` with
+    `error_code` `key_exists` if it differs."""
     content_type: Annotated[str, Field(max_length=255), _described(examples=["image/png"])]
     """`Content-Type` of the object in S3; by default the type that the file's first bytes have."""
     content_disposition: Annotated[str, Field(max_length=1024), _described(examples=["attachment"])]
@@ -146,13 +146,13 @@ class DownloadRequest(TypedDict, total=False):
     """Texts of 1 to 64 printable characters without commas, to find and retry jobs by; also in the
     callback."""
     group: Annotated[str, Field(max_length=MAX_AGGREGATION_CHARS), _described(examples=["night-17"])]
-    """Name of a group of jobs: when it is sealed and all its jobs have ended, it has one callback of its own.
-    Printable characters."""
+    """Name of a group of jobs, in printable characters. When the group is sealed and all its jobs have ended,
+    one callback is sent for the group."""
     sha256: str
     """The SHA-256 that the file must have, in 64 hexadecimal digits. A file that differs is not stored."""
     md5: str
-    """The MD5 that the file must have, in 32 hexadecimal digits. It finds damage, not forgery: for lists that
-    have no better digest. A file that differs is not stored."""
+    """The MD5 that the file must have, in 32 hexadecimal digits. A file that differs is not stored. MD5 finds
+    damage, not forgery; use it only for lists without a better digest."""
     size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)]
     """The number of bytes that the file must have. A file that differs is not stored."""
     max_size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)]

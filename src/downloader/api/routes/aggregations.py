@@ -57,13 +57,12 @@ _COUNT = f"must be from 1 to {PAGE_MAX}."
         Parameter("q", "Only those with this in their name, whatever the case."),
         Parameter(
             "sort",
-            "What they are sorted by; with `-` in front the largest come first. By default"
-            " `-work`, the busiest first.",
+            "The sort key; a `-` in front sorts in descending order. By default `-work`, the busiest first.",
             schema={"type": "string", "enum": ["", *SORTS, *(f"-{name}" for name in SORTS)]},
         ),
         Parameter(
             "count",
-            "With `q` or `sort`: how many a page has at the most.",
+            "Most aggregations on a page, with `q` or `sort`.",
             schema={"type": "integer", "minimum": 1, "maximum": PAGE_MAX},
         ),
         CURSOR,

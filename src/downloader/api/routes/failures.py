@@ -37,15 +37,15 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
         *AGGREGATIONS,
         Parameter(
             "all",
-            "Count all failed jobs, for a second at the most; without it the newest"
-            f" {COUNTED} downloads and callbacks are counted.",
+            f"Count all failed jobs, for at most a second. Otherwise only the newest {COUNTED} downloads and"
+            f" the newest {COUNTED} callbacks are counted.",
             schema={"type": "string", "enum": ["1", ""]},
         ),
     ],
     responses={HTTPStatus.OK: ResponseSpec("The groups with the most jobs first.", Failures)},
 )
 async def failures(context: Context) -> Failures:
-    """What has failed, by aggregation and reason.
+    """Count failures by aggregation and reason.
 
     Counts downloads and callbacks that failed for good and can be retried.
     """
@@ -63,8 +63,8 @@ async def failures(context: Context) -> Failures:
 
 
 async def _failure_groups(store: JobStore, most: float) -> tuple[Sequence[FailureGroup], bool]:
-    """The groups that the request asks for, of `most` failed jobs of each kind; and whether these are all."""
-    visible, ends, complete = visible_jobs(), trio.current_time() + SEARCH_S, True
+    """Count at most `most` failed jobs of each kind; return the groups, and whether all jobs were counted."""
+    visible, ends_at, complete = visible_jobs(), trio.current_time() + SEARCH_S, True
     groups: dict[tuple[str, ...], FailureGroup] = {}
     for which in (Listed.FAILED_DOWNLOADS, Listed.FAILED_CALLBACKS):
         cursor, read = "", 0
@@ -77,15 +77,15 @@ async def _failure_groups(store: JobStore, most: float) -> tuple[Sequence[Failur
             read += COUNTED_AT_ONCE
             if not cursor:
                 break
-            if read >= most or trio.current_time() >= ends:
+            if read >= most or trio.current_time() >= ends_at:
                 complete = False
                 break
     return list(groups.values()), complete
 
 
 def _joined(group: FailureGroup, other: FailureGroup) -> FailureGroup:
-    """The jobs of both groups, which have the same aggregation and reason."""
-    last = max(group, other, key=lambda each: each.newest_at or _NEVER)
+    """The sum of two groups with the same aggregation and reason."""
+    last = max(group, other, key=lambda counted: counted.newest_at or _NEVER)
     return last.model_copy(update={"jobs": group.jobs + other.jobs})
 
 

@@ -85,13 +85,13 @@ async def show(context: Context, group: str) -> Group:
 async def set_callback(context: Context, group: str) -> Group:
     """Set the callback of a group.
 
-    Before, while or after its jobs come, but before it is complete. It is sent once, when the group is sealed
-    and all its jobs have ended.
+    Possible until the group is complete, also before its first job. The callback is sent once, when the group
+    is sealed and all its jobs have ended.
     """
     deps, body, caller = context.deps, await request.data, present_caller()
     members = {field: value for field, value in parse_object(body).items() if field in _FIELDS}
     _check_name(group)
-    # The callback is sent as that of a job, and has to pass the same checks.
+    # The callback is sent like a job's callback, and has to pass the same checks.
     spec = parse_job(
         body,
         {**members, "aggr_id": group, "aggr_limit": 1, "url": "http://group.invalid/"},
@@ -124,10 +124,10 @@ async def set_callback(context: Context, group: str) -> Group:
     problems={HTTPStatus.UNPROCESSABLE_ENTITY: _NAME, HTTPStatus.TOO_MANY_REQUESTS: _OVER_QUOTA},
 )
 async def seal(context: Context, group: str) -> Group:
-    """Seal a group: all its jobs are in.
+    """Seal a group, because all its jobs are submitted.
 
-    It takes no more jobs, and is complete when those that it has have ended, their callbacks included. A
-    group without jobs is complete at once. May be repeated.
+    The group takes no more jobs, and is complete when all its jobs and their callbacks have ended. A group
+    without jobs is complete at once. May be repeated.
     """
     _check_name(group)
     caller = present_caller()
@@ -148,8 +148,8 @@ async def seal(context: Context, group: str) -> Group:
 async def reopen(context: Context, group: str) -> Group:
     """Reopen a complete group.
 
-    It takes jobs again, and retries of its jobs count again. Sealed again, it has a second callback with
-    another `webhook-id`. An open group does not change.
+    The group takes jobs again, and retries of its jobs count again. When it is sealed and complete again, a
+    second callback with another `webhook-id` is sent. An open group does not change.
     """
     await _visible(context, group)
     shown = await context.store.reopen_group(group, context.store.new_id(group))
@@ -164,7 +164,7 @@ async def reopen(context: Context, group: str) -> Group:
     "DELETE",
     "/groups/<aggregation:group>/jobs",
     scope="submit",
-    responses={HTTPStatus.ACCEPTED: ResponseSpec("So many are cancelled.", CancelledJobs)},
+    responses={HTTPStatus.ACCEPTED: ResponseSpec("The number of cancelled jobs.", CancelledJobs)},
     problems={
         HTTPStatus.NOT_FOUND: _NO_GROUP,
         HTTPStatus.CONFLICT: "a job is encrypted with a key that this instance does not have",
@@ -173,9 +173,8 @@ async def reopen(context: Context, group: str) -> Group:
 async def cancel_jobs(context: Context, group: str) -> CancelledJobs:
     """Cancel all jobs of a group.
 
-    Those that wait or are in flight, in batches, each of them whole, for some seconds. Repeat the request
-    until it is `complete`. Each callback reports the `error_code` `cancelled`. The group is not sealed by
-    this.
+    Cancels pending and running jobs in batches, for some seconds. Repeat the request until the response is
+    `complete`. Each callback reports the `error_code` `cancelled`. The group is not sealed.
     """
     await _visible(context, group)
     deps, ends = context.deps, trio.current_time() + CANCEL_S

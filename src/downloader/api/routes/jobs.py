@@ -48,7 +48,7 @@ _UNKNOWN = "there is no such job"
 
 AGGREGATIONS = (
     Parameter("aggr_id", "Only jobs of this aggregation."),
-    Parameter("q", "Only jobs whose aggregation has this in its name, whatever the case."),
+    Parameter("q", "Only jobs of aggregations whose name contains this text, in upper or lower case."),
 )
 
 _DOWNLOAD = Parameter(
@@ -57,7 +57,7 @@ _DOWNLOAD = Parameter(
 
 _PURGE = Parameter(
     "purge",
-    "Delete the file and the record of a job that has ended instead, before their time.",
+    "Instead of cancelling, delete the file and the record of a job that has ended.",
     schema={"type": "string", "enum": ["1", "0"]},
 )
 
@@ -105,16 +105,17 @@ async def show(context: Context, job_id: str) -> Job:
     "/jobs/<job_id>",
     scope="submit",
     parameters=[_PURGE],
-    responses={HTTPStatus.ACCEPTED: ResponseSpec("It is cancelled, or is being deleted.", Accepted)},
+    responses={HTTPStatus.ACCEPTED: ResponseSpec("The job is cancelled, or is being deleted.", Accepted)},
     problems={
         HTTPStatus.NOT_FOUND: _UNKNOWN,
         HTTPStatus.CONFLICT: "its download is over, or with `purge` it has not ended",
     },
 )
 async def cancel(context: Context, job_id: str) -> Accepted:
-    """Cancel a job, or delete what is left of it.
+    """Cancel a job, or delete its file and record.
 
-    A job to cancel may wait or be in flight. Its callback reports the `error_code` `cancelled`.
+    A pending or running job is cancelled; its callback reports the `error_code` `cancelled`. With `purge`, an
+    ended job is deleted.
     """
     deps, view = context.deps, await visible_job(context.store, job_id)
     if _is_set("purge"):
@@ -155,7 +156,7 @@ async def _purge(store: JobStore, job_id: str, view: JobView | None) -> Accepted
         *_FILTERS,
         Parameter(
             "count",
-            "How many jobs a page has at the most.",
+            "Most jobs on a page.",
             schema={"type": "integer", "minimum": 1, "maximum": PAGE},
         ),
     ],
@@ -163,10 +164,10 @@ async def _purge(store: JobStore, job_id: str, view: JobView | None) -> Accepted
     problems={HTTPStatus.UNPROCESSABLE_ENTITY: "a parameter is malformed, or there is no such list"},
 )
 async def list_jobs(context: Context) -> tuple[JobPage, dict[str, str]]:
-    """Lists of jobs.
+    """List jobs by state.
 
-    By `state` or `callback` or both; pending ones of one `aggr_id` or `group`. With a `group` alone, its
-    unfinished jobs.
+    The request needs `state` or `callback` or both; with `state` `pending` also `aggr_id` or `group`. With
+    `group` alone, the unfinished jobs of the group are listed.
     """
     state, callback, group = (request.args.get(name, "") for name in ("state", "callback", "group"))
     unfinished = group and not callback and state in ("", State.PENDING, State.RUNNING)
@@ -188,7 +189,7 @@ async def list_jobs(context: Context) -> tuple[JobPage, dict[str, str]]:
     "/retry/<job_id>",
     scope="retry",
     parameters=[_DOWNLOAD],
-    responses={HTTPStatus.CREATED: ResponseSpec("It waits again.", Accepted, headers=_LOCATION)},
+    responses={HTTPStatus.CREATED: ResponseSpec("The task is pending again.", Accepted, headers=_LOCATION)},
     problems={
         HTTPStatus.NOT_FOUND: _UNKNOWN,
         HTTPStatus.CONFLICT: "nothing of it has failed, or its aggregation uses another proxy now",
@@ -198,7 +199,7 @@ async def list_jobs(context: Context) -> tuple[JobPage, dict[str, str]]:
 async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]]:
     """Retry a job.
 
-    Sends a failed callback again.
+    Sends a failed callback again, or repeats a failed download.
     """
     result = Changed.UNKNOWN
     well_formed = _JOB_ID.fullmatch(job_id) is not None
@@ -228,8 +229,8 @@ async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]
 async def retry_all(context: Context) -> Retried:
     """Send failed callbacks again, or repeat failed downloads.
 
-    Each request goes on until some were retried or a second has passed; repeat it
-    with the cursor.
+    A request ends as soon as some jobs were retried, or after a second. Repeat the request with the cursor
+    from the response until that is empty.
     """
     download = _is_set("download")
     pages = _pages(
@@ -285,7 +286,9 @@ async def visible_job(store: JobStore, job_id: str) -> JobView | None:
 async def _pages(
     store: JobStore, which: Listed, *, state: str, callback: str, search_s: float = math.inf
 ) -> AsyncGenerator[JobPage]:
-    """Pages of a list from the request's cursor on, with the jobs that match the query, for `search_s`.
+    """Yield pages of a list, with the jobs that match the request's query, for at most `search_s`.
+
+    Begins at the request's cursor.
 
     Raises:
         Refused: 422, with the parameter at fault.
@@ -327,7 +330,7 @@ async def _pages(
 
 
 def visible_jobs() -> Callable[[str], bool]:
-    """Whether the caller may see jobs of an aggregation, and the request's query asks for the aggregation."""
+    """A filter for names of aggregations: visible to the caller, and matching `aggr_id` and `q`."""
     allows, aggr_id, text = visible_aggregations(), *(request.args.get(name, "") for name in ("aggr_id", "q"))
     part = text.casefold()
     return lambda name: aggr_id in ("", name) and part in name.casefold() and allows(name)

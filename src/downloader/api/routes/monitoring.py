@@ -173,7 +173,7 @@ async def metrics(context: Context) -> Response:
 
 
 class _Collected:
-    """A registry for the library's encoder, with these metrics."""
+    """A registry of metrics for the encoder of prometheus-client."""
 
     def __init__(self, families: Iterable[core.Metric]) -> None:
         self._families = families

@@ -51,7 +51,7 @@ _NO_CACHE = {"Cache-Control": "no-cache"}
 
 
 def _headers(media_type: str, sources: str) -> dict[str, str]:
-    """The headers of a page that may load these kinds of resources, from this service only."""
+    """The headers of a page that may load only the kinds of resources in `loads`, from this service."""
     loads = "; ".join(f"{source}-src 'self'" for source in sources.split())
     policy = f"default-src 'none'; {loads}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     return {
