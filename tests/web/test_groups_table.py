@@ -60,6 +60,7 @@ async def test_groups_are_shown_and_lead_to_their_jobs(
         expect(jobs).to_have_count(0)
         page.get_by_label("Group of the jobs").fill(HOSTILE)
         expect(jobs).to_have_count(1)
+        expect(page.locator("#jobs-unfinished")).to_have_js_property("hidden", value=False)
         page.get_by_label("State of the jobs").select_option("unfinished")
         page.get_by_label("Group of the jobs").fill("")
         expect(page.locator("#jobs-none")).to_contain_text("by group: type its whole name")

@@ -150,6 +150,9 @@ async def test_jobs_of_a_state_are_selected_and_cancelled(
         rows = page.locator("#jobs tbody tr")
         expect(rows).to_have_count(1)
         expect(rows).to_contain_text("3 MiB so far · worker-1")
+        expect(page.locator("#jobs-unfinished")).to_have_js_property(
+            "hidden", value=True
+        )  # there is no group
         page.get_by_label("State of the jobs").select_option("pending")
         expect(page.locator("#jobs-none")).to_contain_text("type its whole name")
         page.get_by_label("Aggregation of the jobs").fill("a")

@@ -75,7 +75,7 @@ async function look() {
   next = page.cursor;
   showRows(groups.map((group) => [group.name, group]));
   const none = groups.length === 0 && pages.length === 1 && next === "";
-  for (const id of ["groups-panel", "jobs-group-label"]) $(id).hidden = none;
+  for (const id of ["groups-panel", "jobs-group-label", "jobs-unfinished"]) $(id).hidden = none;
   setText($("groups-count"), plural(groups.length, "group", "groups") + (next || pages.length > 1 ? " on this page" : ""));
   $("groups-before").hidden = pages.length === 1;
   $("groups-after").hidden = next === "";
