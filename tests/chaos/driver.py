@@ -18,7 +18,7 @@ import httpx2
 import redis
 import trio
 
-from chaos.history import GroupRecord, History, Record, Violation, judge, losses
+from chaos.history import GroupRecord, History, Record, judge
 from chaos.job_groups import JobGroups
 from chaos.load import Load
 from chaos.reading import (
@@ -30,11 +30,11 @@ from chaos.reading import (
     read_load,
     read_records,
 )
+from chaos.report import Report
 from chaos.schedule import STORE, Fault, Kind, make_schedule
 from chaos.stores import Stores, open_stores
-from downloader.store import CLUSTER_SHARDS
 from servers.fault_proxy import FaultProxy, open_fault_proxy
-from servers.fleet import BRIEF, GRACE_S, LEASE_S, SLACK_S, SWEEP_S, Fleet, Running, merged, open_fleet
+from servers.fleet import BRIEF, GRACE_S, SLACK_S, SWEEP_S, Fleet, Running, merged, open_fleet
 from servers.origin import open_origin
 from servers.sink import open_sink
 
@@ -104,51 +104,6 @@ class Member:
             pids = [int(word) for task in tasks for word in task.read_text().split()]
             return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         return []
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """The result of a run."""
-
-    seed: int
-    seconds: float
-    schedule: list[Fault]
-    done: Counter[str]
-    """Faults that were carried out, by kind."""
-    history: History
-    violations: list[Violation]
-    repeated_gets: int
-    repeated_deliveries: int
-    refused: Counter[str]
-    worst_s: float
-    """The longest time from the end of a lease until another instance had the task."""
-    resumed_s: float
-    """The longest time from when the store was back until the next callback arrived."""
-
-    def lines(self) -> list[str]:
-        """The report as text."""
-        states = Counter(record.state for record in self.history.records.values())
-        kills = sum(self.done[kind] for kind in (Kind.KILL, Kind.KILL_CHILD, Kind.STORE_KILL))
-        freezes = sum(self.done[kind] for kind in (Kind.FREEZE, Kind.STORE_FREEZE))
-        groups = self.history.job_groups.values()
-        return [
-            f"seed {self.seed}, {self.seconds:g} s",
-            f"jobs {len(self.history.jobs)}: " + ", ".join(f"{n} {state}" for state, n in states.items()),
-            f"kills {kills}, freezes {freezes}, all faults {self.done.total()}: "
-            + ", ".join(f"{n} {kind}" for kind, n in sorted(self.done.items())),
-            "times without starts: "
-            + ", ".join(f"{n} times {why}" for why, n in Counter(c.why for c in self.history.closed).items()),
-            (
-                f"groups of jobs: {len(groups)}, {sum(group.seals > 1 for group in groups)} reopened, "
-                f"{sum(map(len, self.history.completions.values()))} callbacks"
-            ),
-            f"duplicates: {self.repeated_gets} downloads, {self.repeated_deliveries} callbacks (allowed)",
-            f"submissions repeated: {self.refused.total()} ({dict(self.refused)})",
-            f"recovery: at most {LEASE_S:g} s of lease and {self.worst_s:.2f} s until another had the task",
-            f"store: at most {self.resumed_s:.2f} s from when it was back until the next callback arrived",
-            f"losses {losses(self.violations)}, broken promises {len(self.violations)}",
-            *(f"  {one}" for one in self.violations),
-        ]
 
 
 @dataclass
@@ -315,7 +270,7 @@ class Chaos:
                 else:
                     able_since.pop(kind, None)
             with suppress(redis.RedisError):
-                for kind, lease, seconds in await trio.to_thread.run_sync(_overdue, self.stores):
+                for kind, lease, seconds in await trio.to_thread.run_sync(self.stores.overdue):
                     since = able_since.get(kind)
                     if since is not None:
                         late_s = min(seconds, time.monotonic() - since)
@@ -365,29 +320,6 @@ def _signal(running: Running, number: signal.Signals) -> None:
     """Send a signal to the process and the children."""
     with suppress(ProcessLookupError):
         running.send_group(number)
-
-
-def _overdue(stores: Stores) -> list[tuple[str, str, float]]:
-    """Leases that have ended and were not swept: kind, name, and seconds since then by the store's clock."""
-    shards = range(CLUSTER_SHARDS if stores.clustered else 1)
-    keys = [
-        (kind, f"downloader:1:{{{n}}}:{kind}:leases") for kind in ("download", "callback") for n in shards
-    ]
-    found = []
-    with stores.clients() as clients:
-        for client in clients:
-            seconds, micros = (int(part) for part in client.time())
-            now_ms = seconds * 1000 + micros // 1000
-            with client.pipeline(transaction=False) as pipeline:
-                for _, key in keys:
-                    pipeline.zrange(key, 0, now_ms, byscore=True, withscores=True)
-                answers: list[Any] = pipeline.execute(raise_on_error=False)
-            for (kind, _), over in zip(keys, answers, strict=True):
-                if isinstance(over, list):  # or the key is at another node
-                    found += [
-                        (kind, f"{kind} {lease}@{int(end)}", (now_ms - end) / 1000) for lease, end in over
-                    ]
-    return found
 
 
 async def run_chaos(

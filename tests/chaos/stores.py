@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import redis
 
+from downloader.store import CLUSTER_SHARDS
 from servers.fault_proxy import FaultProxy
 from servers.ports import spare_ports
 from servers.valkey import Valkey
@@ -41,6 +43,27 @@ class Stores:
         finally:
             for client in clients:
                 client.close()
+
+    def overdue(self) -> Sequence[tuple[str, str, float]]:
+        """Leases that ended and were not swept: kind, name, and seconds since then by the store's clock."""
+        shards = range(CLUSTER_SHARDS if self.clustered else 1)
+        places = list(itertools.product(("download", "callback"), shards))
+        found = []
+        with self.clients() as clients:
+            for client in clients:
+                seconds, micros = (int(part) for part in client.time())
+                now_ms = seconds * 1000 + micros // 1000
+                with client.pipeline(transaction=False) as pipeline:
+                    for kind, shard in places:
+                        key = f"downloader:1:{{{shard}}}:{kind}:leases"
+                        pipeline.zrange(key, 0, now_ms, byscore=True, withscores=True)
+                    answers: list[Any] = pipeline.execute(raise_on_error=False)
+                for (kind, _), leases in zip(places, answers, strict=True):
+                    if isinstance(leases, list):  # or the shard is at another node
+                        found += [
+                            (kind, f"{kind} {one}@{int(end)}", (now_ms - end) / 1000) for one, end in leases
+                        ]
+        return found
 
     def move(self) -> None:
         """Make the replica a primary in place of its own, which has all data when it gives way."""
