@@ -1,8 +1,8 @@
 """What a job of a group costs the store when the group has few jobs, and when it has a million.
 
-`python -m bench.large_group [--jobs 1000 100000 1000000]` fills one store after another, and prints for each
-what it takes for a job to be submitted and to end: commands (those in scripts too), and CPU as a multiple of
-the first store's. The last line has the largest number of jobs without a group.
+`python -m bench.large_group [--jobs 1000 100000 1000000]` fills one store after another, with jobs of no
+group and of one, and prints for each what it takes for a job to be submitted and to end: commands (those in
+scripts too) and CPU, and as a multiple of what a job of no group takes. It takes some minutes.
 """
 
 from __future__ import annotations
@@ -78,18 +78,21 @@ async def _counted(
 
 
 def main() -> None:
-    """A line for each store."""
+    """Two lines for each size."""
     parser = argparse.ArgumentParser(prog="python -m bench.large_group", description=__doc__)
     parser.add_argument("--jobs", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
-    sizes: list[int] = parser.parse_args().jobs
-    first: Measures = {}
-    for jobs, group in [*((jobs, "night") for jobs in sizes), (sizes[-1], "")]:
-        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, helper("store", Path(folder)) as store:
-            found = trio.run(measure, store.first, jobs, group)
-        first = first or found
-        shown = [f"{name} {value:.1f} ({value / first[name]:.2f})" for name, value in found.items()]
-        sys.stdout.write(f"{jobs:,} jobs of {'one' if group else 'no'} group: {'; '.join(shown)}\n")
-        sys.stdout.flush()
+    for jobs in parser.parse_args().jobs:
+        without: Measures = {}
+        for group in ("", "night"):
+            with (
+                tempfile.TemporaryDirectory(dir="/dev/shm") as folder,
+                helper("store", Path(folder)) as store,
+            ):
+                found = trio.run(measure, store.first, jobs, group)
+            without = without or found
+            shown = [f"{name} {value:.1f} ({value / without[name]:.2f})" for name, value in found.items()]
+            sys.stdout.write(f"{jobs:,} jobs of {'one' if group else 'no'} group: {'; '.join(shown)}\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
