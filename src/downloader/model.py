@@ -213,7 +213,8 @@ class JobSpec:
     subpath: str = ""
     key: str = ""
     """Path of the file under the storage root, in place of `subpath` and the path by id; may contain
-    `SHA256_FILLING`. The file then belongs to the client: the service does not delete it."""
+    `SHA256_FILLING`. The file then belongs to the client, and the service does not delete it, unless the
+    job `is_shared`."""
     key_exists: KeyExists = "replace"
     content_type: str = ""
     """Media type of the stored object; empty: the type that the file's bytes have."""
@@ -350,6 +351,11 @@ class JobSpec:
     def prefix(self) -> str:
         """The beginning of the key in the bucket of `storage_url`; empty, or ends with a slash."""
         return "".join(f"{part}/" for part in self.storage_url.split("/")[3:])
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether equal files of several jobs are one file: in the service's storage, named by its digest."""
+        return SHA256_FILLING in self.key and not self.bucket
 
     def storage_key(self, sha256: str) -> str:
         """Path of the file with this SHA-256 under the storage root, or in the bucket that the job names."""

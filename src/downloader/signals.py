@@ -58,7 +58,7 @@ def failpoint(name: str) -> None:
     """Kill this process with SIGKILL if `DOWNLOADER_FAILPOINT` names this point; else do nothing.
 
     Points: `after-lease`, `first-byte`, `before-fsync`, `after-rename`, `before-complete`, `after-complete`,
-    `after-group-seal`, `after-group-complete`.
+    `after-group-seal`, `after-group-complete`, `after-share`, `before-delete`, `after-delete`.
     """
     if _armed() == name:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -277,6 +277,11 @@ class Bucket:
         """See `Storage.url`; the object may not be public."""
         return _object_url(self.at, self.settings, key)
 
+    async def size(self, key: str) -> int | None:
+        """Bytes of an object, `None` if missing; see `Storage`."""
+        full = self._full(key)
+        return await self._run(lambda _: self._size(full))
+
     async def check(self) -> None:
         """Check that the bucket can be written: store an empty object, and delete the object.
 
@@ -348,6 +353,17 @@ class Bucket:
 
         with suppress(FileNotFoundError):
             obstore.delete(self.store, key)
+
+    def _size(self, key: str) -> int | None:
+        import obstore  # noqa: PLC0415 - see the module's docstring
+        from obstore.exceptions import PermissionDeniedError  # noqa: PLC0415
+
+        try:
+            return obstore.head(self.store, key)["size"]
+        except FileNotFoundError:
+            return None
+        except PermissionDeniedError:
+            raise StorageRefused(f"{self.at.bucket}: the object may not be read") from None
 
     def _is_stored(self, key: str, body: Body) -> bool:
         """Whether the object with the key has the bytes of the body, as an earlier attempt has stored it."""

@@ -158,7 +158,7 @@ async def test_the_reaper_deletes_and_removes(autojump_clock: MockClock, store: 
     stop = Stop()
     deleted: list[str] = []
 
-    async def delete(spec: JobSpec) -> None:
+    async def delete(spec: JobSpec, _: object) -> None:
         await trio.sleep(1)
         deleted.append(spec.id)
         if spec is specs[3]:
@@ -177,7 +177,7 @@ async def test_the_reaper_ends_by_the_stop_s_deadline(autojump_clock: MockClock,
     store.reapable[:] = deletable(200)
     stop = Stop()
 
-    async def delete(_: JobSpec) -> None:
+    async def delete(*_: object) -> None:
         await trio.sleep(15)
 
     async with trio.open_nursery() as nursery:
@@ -196,7 +196,7 @@ async def test_deletions_are_few_at_once_and_one_that_hangs_holds_up_no_other(
     at_once: list[int] = []
     limit = trio.CapacityLimiter(1000)
 
-    async def delete(spec: JobSpec) -> None:
+    async def delete(spec: JobSpec, _: object) -> None:
         async with limit:
             at_once.append(limit.borrowed_tokens)
             await trio.sleep(math.inf if spec is hung else 1)
@@ -216,7 +216,7 @@ async def test_the_reaper_goes_on_when_the_store_answers_again(
     store.before["reap"] = refuse
     stop = Stop()
 
-    async def delete(_: JobSpec) -> None:
+    async def delete(*_: object) -> None:
         await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as nursery:

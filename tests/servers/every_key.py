@@ -39,6 +39,9 @@ async def use_every_key(store: JobStore) -> None:
     await store.lease(Kind.DOWNLOAD, "me", 2, 60)
     await submitted(store, "e")
     [again] = (await store.lease(Kind.DOWNLOAD, "me", 1, 60)).leases
+    await store.share_file(again.id, "file", "ab" * 32)
+    await store.share_file(again.id, "file", "ab" * 32, ours=True)
+    await store.unshare_file(again.id, "file", "me", 60)
     await store.settle("me", [downloaded(again, OK, plans[1], 60)])
     await submitted(store, "d")
     for idle in ("waits for the timer", "watches"):

@@ -141,6 +141,11 @@ class Sound:
     async def local(self, key: str) -> StoredFile | None:  # noqa: ARG002 - the protocol's
         return None
 
+    async def size(self, key: str) -> int | None:
+        await self.remote.reach()
+        entry = self.remote.entries.get(key)
+        return None if entry is None else len(entry)
+
     def url(self, key: str) -> str:
         return f"https://files.example/{quote(key)}"
 
@@ -235,6 +240,16 @@ class IsWrongAboutSizes(Sound):
     async def local(self, key: str) -> StoredFile | None:
         entry = self.remote.entries.get(key)
         return None if entry is None else StoredFile(path=Path("/dev/null"), size=len(entry) + 1)
+
+
+class TakesEmptyFilesForMissing(Sound):
+    async def size(self, key: str) -> int | None:
+        return await super().size(key) or None
+
+
+class TakesMissingFilesForEmpty(Sound):
+    async def size(self, key: str) -> int | None:
+        return await super().size(key) or 0
 
 
 class FindsOtherFiles(Sound):
@@ -472,6 +487,8 @@ FLAWS: list[tuple[str, type[Sound], str]] = [
     ("keys_are_taken_as_they_are", UnquotesKeys, "were put"),
     ("local_is_the_stored_file", IsWrongAboutSizes, r"local\(\) says"),
     ("local_is_the_stored_file", FindsOtherFiles, "another file"),
+    ("the_size_is_that_of_the_file", TakesEmptyFilesForMissing, "says None bytes"),
+    ("the_size_is_that_of_the_file", TakesMissingFilesForEmpty, "never stored"),
     ("a_file_can_be_found", HasNoUrls, "neither"),
     ("a_file_can_be_found", DoesNotEncode, "not encoded"),
     ("a_file_can_be_found", GivesRelativeUrls, "not an absolute URL"),

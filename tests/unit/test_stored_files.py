@@ -36,7 +36,7 @@ async def test_a_file_where_the_job_wants_it_stays(where: dict[str, str]) -> Non
         settings=Settings(), storage=cast("Any", storage), buckets=cast("Any", None), clouds=cast("Any", None)
     )
     spec = JobSpec(id=new_id(0, 1), aggr_id="a", aggr_limit=1, url="http://x/", **where)  # type: ignore[arg-type]
-    await files.delete(spec)
+    await files.delete(spec, ())
     assert storage.deleted == ([] if where else [spec.storage_key("")])
 
 

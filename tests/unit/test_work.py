@@ -224,7 +224,7 @@ def test_the_next_attempt_at_a_callback_is_due_before_it_is_too_old(verdict: Ver
 async def test_the_file_of_a_cancelled_job_is_deleted() -> None:
     deleted = []
 
-    async def delete(spec: JobSpec) -> None:
+    async def delete(spec: JobSpec, _: object) -> None:
         deleted.append(spec)
 
     work, job = downloads(), lease(Kind.DOWNLOAD)

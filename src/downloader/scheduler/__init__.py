@@ -6,7 +6,7 @@ The same loop runs downloads and callbacks; `Work` has the differences.
 from __future__ import annotations
 
 from downloader.scheduler.events import Stop, Wake
-from downloader.scheduler.leases import Held, revoke
+from downloader.scheduler.leases import Clock, Held, boottime, revoke
 from downloader.scheduler.loop import run_work
-from downloader.scheduler.reaper import delete_file, run_reaper
+from downloader.scheduler.reaper import Delete, delete_file, run_reaper
 from downloader.scheduler.work import LeaseEnd, StillOurs, Work

@@ -29,10 +29,14 @@ DELETION_S = 60.0
 """Time limit of a deletion, so that a hanging plugin does not stop the deletions of other jobs."""
 
 
-async def run_reaper(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]], *, stop: Stop) -> None:
+Delete = Callable[[JobSpec, Sequence[str]], Awaitable[None]]
+"""`(job, digests of shared files)` -> deletes the job's file, and the shared files that no other job has."""
+
+
+async def run_reaper(store: JobStore, delete: Delete, *, stop: Stop) -> None:
     """Delete jobs that are due until `stop` begins; the current batch may run until the stop's deadline.
 
-    `delete` deletes a job's file. A `StorageError` is logged, and the job is tried again later. Jobs that are
+    A `StorageError` is logged, and the job is tried again later. Jobs that are
     not removed by the deadline are returned to a reaper again after `HOLD_S`. Deleting a file twice is
     harmless.
     """
@@ -48,11 +52,11 @@ async def run_reaper(store: JobStore, delete: Callable[[JobSpec], Awaitable[None
                 await stop.wait()
 
 
-async def delete_file(spec: JobSpec, delete: Callable[[JobSpec], Awaitable[None]]) -> bool:
-    """Delete a job's file within a time limit; logs an error, and returns whether the file was deleted."""
+async def delete_file(spec: JobSpec, digests: Sequence[str], delete: Delete) -> bool:
+    """Delete a job's files within a time limit; logs an error, and returns whether they were deleted."""
     try:
         with trio.fail_after(DELETION_S):
-            await delete(spec)
+            await delete(spec, digests)
     except (StorageError, trio.TooSlowError) as error:
         reason = str(error) or f"not deleted within {DELETION_S:g} s"
         log.warning(Event.FILE_UNDELETABLE, job_id=spec.id, reason=reason)
@@ -61,7 +65,7 @@ async def delete_file(spec: JobSpec, delete: Callable[[JobSpec], Awaitable[None]
     return True
 
 
-async def _reap(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]]) -> float:
+async def _reap(store: JobStore, delete: Delete) -> float:
     """Delete a batch; returns the seconds until the next batch."""
     try:
         batch = await store.reap(REAP_BATCH, HOLD_S)
@@ -75,13 +79,14 @@ async def _reap(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]]) -
     return LOOK_S if batch.next_due_s is None else min(batch.next_due_s, LOOK_S)
 
 
-async def _delete(jobs: Sequence[Reapable], delete: Callable[[JobSpec], Awaitable[None]]) -> Sequence[str]:
+async def _delete(jobs: Sequence[Reapable], delete: Delete) -> Sequence[str]:
     job_ids: list[str] = []
     limiter = trio.CapacityLimiter(DELETIONS)
 
     async def delete_one(job: Reapable) -> None:
         async with limiter:
-            if not job.has_file or await delete_file(job.spec, delete):
+            has_none = not job.has_file and not job.digests
+            if has_none or await delete_file(job.spec, job.digests, delete):
                 job_ids.append(job.spec.id)
 
     async with trio.open_nursery() as nursery:

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from downloader.config import EMBEDDED, ProcessorSettings, RedisSettings, Settings, redacted
+from downloader.errors import StorageError
 from downloader.fetch import CompleteBody
 from downloader.globs import Allows, text_globs
 from downloader.lifetimes import ExitTimer, opened
@@ -21,6 +22,7 @@ from downloader.notify import Bulkhead, Host
 from downloader.observe import Counters, Traces
 from downloader.plugins import BUCKETS, missing_package
 from downloader.scheduler import Stop
+from downloader.service.shared_files import SharedFiles
 from downloader.storage import (
     CLOUD_BUCKETS,
     OWN_BUCKETS,
@@ -31,6 +33,9 @@ from downloader.storage import (
     storage_plugin,
 )
 from downloader.store import JobStore, embedded_valkey, limit_of_shard
+
+SEALED = "the job is encrypted with a key that is not in redis.encryption_keys"
+"""Another instance may have the key."""
 
 RESERVE = 0.25
 """Part of the grace period reserved for handing back, callbacks and closing."""
@@ -59,12 +64,16 @@ class Files:
     """In S3."""
     clouds: Buckets
     """In Google Cloud Storage and Azure."""
+    shared: SharedFiles | None = None
+    """`None`: files that jobs share are not counted, and stay."""
 
     async def put(
         self, spec: JobSpec, body: CompleteBody, mime_type: str, still_ours: Callable[[], bool]
     ) -> None:
         """Store a job's file, in the bucket that the job names, if any; see `Fetcher`."""
         storage, metadata = self.storage, {}
+        if spec.is_shared and self.shared is not None and not await self.shared.share(spec, body):
+            return
         if spec.bucket:
             storage = await self._buckets(spec).bucket(spec.bucket, spec.s3_region)
             metadata = object_metadata(spec.extra)
@@ -83,16 +92,21 @@ class Files:
             ),
         )
 
-    async def delete(self, spec: JobSpec) -> None:
-        """Delete a job's file from the service's storage.
+    async def delete(self, spec: JobSpec, digests: Sequence[str]) -> None:
+        """Delete a job's file from the service's storage, and the shared files of which it is the last job.
 
-        A file under the job's `key`, or in a bucket that the job names, stays: it belongs to the client, and
-        may by now be another job's.
+        Any other file under the job's `key`, or in a bucket that the job names, stays: it belongs to the
+        client, and may by now be another job's.
 
         Raises:
             StorageError: the file could not be deleted; a later try may succeed.
         """
-        if not spec.bucket and not spec.key:
+        if digests and spec.sealed:
+            raise StorageError(SEALED)
+        if digests and self.shared is not None:
+            for sha256 in digests:
+                await self.shared.delete(spec, sha256)
+        elif not spec.bucket and not spec.key:
             await self.storage.delete(spec.storage_key(""))
 
     def url(self, spec: JobSpec, sha256: str) -> str:
@@ -171,7 +185,7 @@ async def running_redis(settings: Settings) -> AsyncIterator[RedisSettings]:
 
 
 @asynccontextmanager
-async def open_files(settings: Settings) -> AsyncIterator[Files]:
+async def open_files(settings: Settings, store: JobStore) -> AsyncIterator[Files]:
     """The file storage and the buckets of jobs.
 
     Raises:
@@ -184,7 +198,8 @@ async def open_files(settings: Settings) -> AsyncIterator[Files]:
         buckets_plugin(CLOUD_BUCKETS, cloud.section, required=bool(cloud.buckets)),
     )
     async with opened(*plugins) as (storage, buckets, clouds):
-        yield Files(settings=settings, storage=storage, buckets=buckets, clouds=clouds)
+        shared = SharedFiles(store=store, storage=storage)
+        yield Files(settings=settings, storage=storage, buckets=buckets, clouds=clouds, shared=shared)
 
 
 def allowed_buckets(processor: ProcessorSettings) -> Allows:

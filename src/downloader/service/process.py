@@ -185,7 +185,7 @@ async def _open_instance(
         settings=settings,
         roles=roles,
         store=store,
-        files=await stack.enter_async_context(open_files(settings)),
+        files=await stack.enter_async_context(open_files(settings, store)),
         owner=owner,
         rng=random.Random(),  # noqa: S311  # jitter, not secrets
         counters=counters,

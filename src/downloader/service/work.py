@@ -26,7 +26,8 @@ from downloader.model import (
 from downloader.net import Url, UrlError, redact_url
 from downloader.notify import Bulkhead, Deferred, Notifier, send_callback
 from downloader.observe import Counters, Event, SpanKind, Traces, get_logger
-from downloader.scheduler import LeaseEnd, StillOurs, Work, delete_file
+from downloader.scheduler import Delete, LeaseEnd, StillOurs, Work, delete_file
+from downloader.service.instance import SEALED
 from downloader.service.predecessor import Workers
 from downloader.service.starts import Starts
 from downloader.store import CallbackPlan, Settlement, limit_of_shard
@@ -42,8 +43,6 @@ QUEUED_S = 60.0
 
 SEALED_DELAY_S = 60.0
 """Delay of a job that this instance cannot decrypt. Long, because all jobs may be encrypted."""
-
-_SEALED = "the job is encrypted with a key that is not in redis.encryption_keys"
 
 _DOWNLOADS: Mapping[Verdict, tuple[Event, str]] = {
     Verdict.SUCCEEDED: (Event.JOB_SUCCEEDED, "downloads_succeeded"),
@@ -74,8 +73,7 @@ class Downloads:
     counters: Counters
     fetcher: Fetcher
     disk_has_room: Callable[[], bool]
-    delete: Callable[[JobSpec], Awaitable[None]]
-    """Deletes a job's file."""
+    delete: Delete
     own_limits: Mapping[str, int] = field(default_factory=dict)
     """See `callback_limit`."""
     traces: Traces | None = None
@@ -119,10 +117,10 @@ class Downloads:
         return Settlement.of(lease, outcome, callback=plan, keep_s=notifier.failed_retention)
 
     async def _outcome(self, lease: Lease, still_ours: StillOurs) -> Outcome:
-        if lease.spec.sealed:  # another instance may have the key
+        if lease.spec.sealed:
             return Outcome(
                 verdict=Verdict.RELEASE,
-                error=_SEALED,
+                error=SEALED,
                 error_code=ErrorCode.STORAGE,
                 retry_after_s=SEALED_DELAY_S,
             )
@@ -152,7 +150,7 @@ class Downloads:
 
         Also needed after a cancelled attempt, because a thread that publishes the file is not interrupted.
         """
-        await delete_file(lease.spec, self.delete)
+        await delete_file(lease.spec, (), self.delete)
 
     def note_end(self, settlement: Settlement, seconds: float) -> None:
         """Count and log an attempt that was settled."""
@@ -254,8 +252,8 @@ class Callbacks:
 
     async def _delivery(self, lease: Lease) -> CallbackOutcome:
         """Deliver, or hand the callback back for some seconds if the backend has no free slot."""
-        if lease.spec.sealed:  # another instance may have the key
-            return CallbackOutcome(verdict=Verdict.RELEASE, error=_SEALED, retry_after_s=SEALED_DELAY_S)
+        if lease.spec.sealed:
+            return CallbackOutcome(verdict=Verdict.RELEASE, error=SEALED, retry_after_s=SEALED_DELAY_S)
         if error := self._given_up(lease):
             return CallbackOutcome(verdict=Verdict.FAILED, error=error)
         backend = _backend(lease)

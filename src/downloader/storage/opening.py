@@ -6,7 +6,7 @@ Both are wrapped: they raise only `StorageError`, with one line that the store c
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +92,18 @@ class CheckedStorage:
     def url(self, key: str) -> str:
         """See `Storage.url`."""
         return _url(lambda: self.plugin.url(key))
+
+    @property
+    def size(self) -> Callable[[str], Awaitable[int | None]] | None:
+        """See `Storage`; `None` if the plugin has no such method."""
+        return self._size if hasattr(self.plugin, "size") else None
+
+    async def _size(self, key: str) -> int | None:
+        with _checked("size"):
+            size: object = await self.plugin.size(key)  # type: ignore[attr-defined]  # see `size`
+        if size is not None and type(size) is not int:
+            raise _wrong("size", size)
+        return size
 
 
 @dataclass(frozen=True, slots=True)

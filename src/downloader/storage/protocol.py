@@ -56,7 +56,12 @@ class StoredFile:
 
 
 class Storage(Protocol):
-    """Keeps files under keys like `folder/NSb/NSb4FOAs9fVaQw` (relative, `/`-separated, no `..`)."""
+    """Keeps files under keys like `folder/NSb/NSb4FOAs9fVaQw` (relative, `/`-separated, no `..`).
+
+    A storage may have a further method, `async size(key) -> int | None`: the bytes of a complete and durable
+    file; `None` if there is none. It raises `StorageError`, or `StorageRefused` if it may not look. With the
+    method, files under keys with `{sha256}` are counted: stored once, and deleted after the last job.
+    """
 
     async def put(self, key: str, body: Body) -> None:
         """Store a file durably under `key`, and replace an older file.

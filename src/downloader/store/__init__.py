@@ -27,6 +27,7 @@ from downloader.store.values import (
     Settled,
     Settlement,
     Shares,
+    Sharing,
     Submission,
     TokenShare,
     Waiting,

@@ -6,6 +6,7 @@ version; they stay plain strings and are passed on.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -333,15 +334,21 @@ _LOST: Mapping[str, str] = {
 """Result of a download without a record."""
 
 
-def reapable(flat: Sequence[Any]) -> Reapable:
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def reapable(flat: Sequence[Any], unseal: Unseal) -> Reapable:
     """A job from a row of `reap.lua`."""
     row = fields(flat)
+    spec, has_file, digests = row.get("spec", ""), row.get("file") == "1", row.get("digests", "")
     if "ended" in row:
         job = ended.parse(row["ended"])
         unclear = _int(job.download["deliveries"]) > _int(job.download["attempts"])
         has_file = job.download["state"] == State.SUCCEEDED or unclear
-        return Reapable(spec=JobSpec.from_json(row["id"], job.spec), has_file=has_file)
-    return Reapable(spec=JobSpec.from_json(row["id"], row["spec"]), has_file=row["file"] == "1")
+        spec, digests = job.spec, job.download.get("digests", "")
+    return Reapable(
+        spec=JobSpec.from_json(row["id"], spec, unseal), has_file=has_file, digests=_SHA256.findall(digests)
+    )
 
 
 _TAGS = '"tags":['

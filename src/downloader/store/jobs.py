@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import secrets
@@ -38,6 +39,7 @@ from downloader.store.values import (
     Settled,
     Settlement,
     Shares,
+    Sharing,
     Submission,
 )
 from downloader.wire import Aggregation, AggregationChanges, BacklogPoint
@@ -371,7 +373,9 @@ class JobStore(GroupStore):
         answers = {shard: codec.fields(flat) for shard, flat in flats.items()}
         waits = [answer["due_ms"] / 1000 for answer in answers.values() if answer["due_ms"] >= 0]
         return ReapBatch(
-            jobs=[codec.reapable(flat) for answer in answers.values() for flat in answer["jobs"]],
+            jobs=[
+                codec.reapable(flat, self._unseal) for answer in answers.values() for flat in answer["jobs"]
+            ],
             groups={shard: names for shard, answer in answers.items() if (names := answer["job_groups"])},
             next_due_s=min(waits, default=None),
         )
@@ -379,6 +383,35 @@ class JobStore(GroupStore):
     async def remove(self, job_ids: Sequence[str]) -> None:
         """Delete the records of jobs from `reap`; jobs of a silent shard are returned by `reap` again."""
         await self._client.run_rows("remove", {}, [{"id": job_id} for job_id in job_ids])
+
+    async def share_file(self, job_id: str, key: str, sha256: str, *, ours: bool = False) -> Sharing:
+        """Count a job whose download runs among the sharers of the file that it is about to store.
+
+        `ours`: after `FOREIGN`, the caller has seen that no file has this key, so that the one that it stores
+        may be deleted.
+        """
+        file = _digest_of(key)
+        calls: dict[int, dict[str, Any]] = {shard_of(job_id, self._keys.shards): {"digest": sha256}}
+        # In this order, so that the end of the job finds what it is counted for.
+        calls.setdefault(self._keys.aggregation_shard(file), {}).update(file=file, ours=ours)
+        for shard, call in calls.items():
+            answer = Sharing(await self._client.run("share", shard, {"id": job_id, **call}, durable=True))
+            if answer in (Sharing.OVER, Sharing.MANY):
+                break
+        return answer
+
+    async def unshare_file(
+        self, job_id: str, key: str, mark: str, hold_s: float, *, deleted: bool = False
+    ) -> Sharing:
+        """Take a job from `reap` out of the sharers of a file.
+
+        After `DELETE`, no other caller stores or deletes the file for `hold_s`. The caller, who is named by
+        `mark`, deletes it and calls again, with `deleted`.
+        """
+        file = _digest_of(key)
+        call = {"id": job_id, "file": file, "mark": mark, "hold_ms": ms(hold_s), "deleted": deleted}
+        shard = self._keys.aggregation_shard(file)
+        return Sharing(await self._client.run("unshare", shard, call, durable=True))
 
     async def purge(self, job_id: str) -> Changed:
         """Let the next `reap` return an ended job before the end of the time for which it is kept."""
@@ -509,6 +542,10 @@ class JobStore(GroupStore):
     async def leave(self, instance: str, role: str) -> None:
         """Delete an instance's report."""
         await self._client.run("leave", 0, {"role": role, "instance": instance})
+
+
+def _digest_of(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def _split(total: int, parts: int) -> Iterable[int]:

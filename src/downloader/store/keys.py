@@ -348,6 +348,24 @@ KEYS = (
         holds="groups of jobs that are in the shard, by when they are looked at (ms), see `tend`",
     ),
     Key(
+        name="sharers",
+        parameters=("file",),
+        type="set",
+        owner="a member goes when its job is removed, by `unshare`",
+        holds=(
+            "ids of the jobs that have stored a file under a key with its digest, or are about to; an empty"
+            " one stands for whoever has stored it before. `<file>` is a digest of the key, and gives the"
+            " shard"
+        ),
+    ),
+    Key(
+        name="deleting",
+        parameters=("file",),
+        type="string",
+        ttl="4 min",
+        holds="who deletes that file, as its last job is being removed",
+    ),
+    Key(
         name="idempotency",
         parameters=("digest",),
         type="string",
@@ -446,7 +464,7 @@ class Keys:
         return self.base(shard) + ":".join(key.parts(name, values))
 
     def aggregation_shard(self, aggr_id: str) -> int:
-        """The shard of an aggregation and of the aggregation's jobs."""
+        """The shard of an aggregation and of the aggregation's jobs; or of a shared file."""
         if self.shards == 1:
             return 0
         digest = hashlib.blake2b(aggr_id.encode("utf-8", "surrogatepass"), digest_size=4).digest()

@@ -86,6 +86,25 @@ class Changed(StrEnum):
     """The job's state does not allow the change."""
 
 
+class Sharing(StrEnum):
+    """The store's answer to `share_file` and `unshare_file`."""
+
+    SHARED = "shared"
+    """The job is counted, and the file was stored by jobs that are counted."""
+    FOREIGN = "foreign"
+    """The job is counted. A file that is there was not stored by a counted job, and is never deleted."""
+    WAIT = "wait"
+    """Another instance deletes the file."""
+    OVER = "over"
+    """The download is over; the job was not counted."""
+    MANY = "many"
+    """The job has shared too many files; the job was not counted."""
+    DELETE = "delete"
+    """The job is the last one, and the caller is to delete the file."""
+    KEPT = "kept"
+    """Other jobs have the file, or the job does not; the file is left alone."""
+
+
 class TokenShare(NamedTuple):
     """Most tasks that a lease call may give to a token."""
 
@@ -216,6 +235,8 @@ class Reapable:
     spec: JobSpec
     has_file: bool
     """Whether a file may be stored, in the service's storage or in the job's bucket."""
+    digests: Sequence[str] = ()
+    """SHA-256 of the shared files that the job may have stored, see `JobStore.share_file`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

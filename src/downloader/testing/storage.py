@@ -282,6 +282,22 @@ class StorageContract(Contract[StoragePeer]):
                 assert await trio.Path(local.path).read_bytes() == data, "local() returns another file"
 
     @promise
+    async def test_the_size_is_that_of_the_file(self, run: Run[StoragePeer]) -> None:
+        """`size`, if the storage has it, is the length of the stored file; `None` for a missing file."""
+        async with run.opened() as storage:
+            size = getattr(storage, "size", None)
+            if size is None:
+                return
+            assert await size(_KEY) is None, "size() finds what was never stored"
+            for length, spooled in ((0, False), (5000, False), (self.large_bytes, True)):
+                with a_body(length, spooled=spooled) as (body, _):
+                    await put(run, storage, _KEY, body)
+                found = await size(_KEY)
+                assert found == length, f"size() says {found} bytes, and {length} were stored"
+            await delete(run, storage, _KEY)
+            assert await size(_KEY) is None, "size() finds the deleted file"
+
+    @promise
     async def test_a_file_can_be_found(self, run: Run[StoragePeer]) -> None:
         """`url` returns an absolute URL without credentials for each key; or `""` if `local` has the file."""
         urls: set[str] = set()

@@ -134,7 +134,8 @@ class DownloadRequest(TypedDict, total=False):
     no part that could be another job's file."""
     key: Annotated[str, _described(maxLength=MAX_FOLDER_BYTES, examples=["{host}/{path}", "{sha256}{ext}"])]
     """Path of the file under the storage root, in place of `<subpath>/<id[0:3]>/<id>`. `{host}`, `{path}`,
-    `{name}`, `{ext}`, `{id}`, `{sha256}` and `{date}` are filled in. The service does not delete the file."""
+    `{name}`, `{ext}`, `{id}`, `{sha256}` and `{date}` are filled in. The service does not delete the file,
+    unless the key has `{sha256}`: then it does when no job has the file any more."""
     key_exists: KeyExists | Literal[""]
     """What to do if a file with this `key` exists: `replace` it (the default), `keep` it, or `fail` with
     `error_code` `key_exists` if it differs."""

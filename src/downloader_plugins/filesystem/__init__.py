@@ -147,6 +147,12 @@ class _Filesystem:
             return None
         return await self._in_thread(key, partial(tree.find, self._root, parts))
 
+    async def size(self, key: str) -> int | None:
+        """Bytes of a file, `None` if missing; see `Storage`."""
+        look = partial(tree.find, self._root, tree.split_key(key), sync=self._fsync)
+        file = await self._in_thread(key, look)
+        return None if file is None else file.size
+
     def url(self, key: str) -> str:  # noqa: ARG002  # required by the protocol
         """See `Storage.url`: the API serves the files."""
         return ""

@@ -440,12 +440,17 @@ def delete(root: Path, parts: Parts) -> None:
                 return
 
 
-def find(root: Path, parts: Parts) -> StoredFile | None:
-    """Find the regular file with a key; follow no symbolic link."""
+def find(root: Path, parts: Parts, *, sync: bool = False) -> StoredFile | None:
+    """Find the regular file with a key; follow no symbolic link.
+
+    `sync`: fsync its folders, as whoever has renamed the file may not have done so yet.
+    """
     with Folders(root) as folders:
         try:
             folder = folders.open(parts[:-1], create=False)
             status = os.stat(parts[-1], dir_fd=folder, follow_symlinks=False)
+            if sync:
+                folders.sync()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:

@@ -144,6 +144,15 @@ class Bucket:
         """See `Storage.url`; the object may not be public."""
         return self.locate(self.folder + key)
 
+    async def size(self, key: str) -> int | None:
+        """Bytes of an object, `None` if missing; see `Storage`.
+
+        Raises:
+            StorageRefused: the credentials lack `s3:GetObject` or, for a missing object, `s3:ListBucket`.
+        """
+        full = self._full(key)
+        return await self._tried(lambda _: self._size(full))
+
     async def check(self) -> None:
         """Check that the bucket can be written: create an upload and abort the upload, which stores nothing.
 
@@ -375,6 +384,17 @@ class Bucket:
                 return False
             raise
         return stored["ContentLength"] == body.size and stored["Metadata"].get(_SHA256) == body.sha256
+
+    def _size(self, key: str) -> int | None:
+        try:
+            return self.clients.quick.head_object(Bucket=self.name, Key=key)["ContentLength"]
+        except ClientError as exc:
+            match error_code(exc):
+                case "404":
+                    return None
+                case "403":
+                    raise StorageRefused(f"S3 bucket {self.name}: the object may not be read") from exc
+            raise
 
     def _confirmed(self, response: Mapping[str, Any]) -> str:
         """The ETag of a response; a response without ETag confirms nothing, even with status 200."""

@@ -4,8 +4,8 @@
 -- ARGV    1 {count: how many at the most, hold_ms: how long no other call gets them}
 -- from    download terminal, callback terminal or none, kept long enough
 -- to      the same, but no longer to be retried
--- answer  due_ms: ms until the next is due (-1: none), jobs: id, spec, file ('1' if there may be one) of each, or id and
---         ended: its record, job_groups: names of those that are due to be looked at, see `tend`
+-- answer  due_ms: ms until the next is due (-1: none), jobs: id, spec, file ('1' if there may be one) and digests (of
+--         shared files) of each, or id and ended: its record, job_groups: names of those that are due to be looked at, see `tend`
 -- repeat  other jobs; the same ones are given again after the hold
 
 -- Bounded, because a million jobs may have expired at once.
@@ -16,12 +16,12 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap(), '-inf', now, 'LIMIT'
   local spec = stored_job(id)
   if spec then
     redis.call('ZADD', key_reap(), now + call.hold_ms, id)
-    local task = task_fields('download', id, 'state', 'deliveries', 'attempts')
+    local task = task_fields('download', id, 'state', 'deliveries', 'attempts', 'digests')
     redis.call('HSET', key_task('download', id), 'reaping', 1)
     -- An attempt without a reported end may have stored the file.
     local unclear = (tonumber(task[2] or nil) or 0) > (tonumber(task[3] or nil) or 0)
     local file = (task[1] == 'succeeded' or unclear) and '1' or ''
-    jobs[#jobs + 1] = {'id', id, 'spec', spec, 'file', file}
+    jobs[#jobs + 1] = {'id', id, 'spec', spec, 'file', file, 'digests', task[4] or ''}
   else
     -- The job was evicted or deleted by hand.
     redis.call('ZREM', key_failed_downloads(), id)
