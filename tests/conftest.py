@@ -18,6 +18,7 @@ from servers.aws import Moto
 from servers.aws_front import Front
 from servers.raw_store import RawStore
 from servers.s3 import new_bucket, open_front
+from servers.store_clock import StoreClock, clocked_library
 from servers.valkey import Valkey
 
 pytest_plugins = ["rows"]
@@ -134,9 +135,18 @@ def raw(redis_settings: RedisSettings) -> Iterator[RawStore]:
 
 
 @pytest.fixture
-def library() -> Library:
-    """The transitions of the store; a module with a changed clock has another library."""
-    return load_library()
+def clock(raw: RawStore) -> StoreClock:
+    """The server's clock, which only the test moves."""
+    return StoreClock(raw)
+
+
+@pytest.fixture
+def library(request: pytest.FixtureRequest) -> Library:
+    """The transitions of the store, which read `clock` in a test that uses that fixture."""
+    if "clock" not in request.fixturenames:
+        return load_library()
+    request.getfixturevalue("clock")
+    return clocked_library()
 
 
 @pytest.fixture

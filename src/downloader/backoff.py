@@ -1,4 +1,4 @@
-"""Pauses between attempts: random ones, so that not all come at once, and those that a server asks for."""
+"""Pauses between attempts: with jitter, so that attempts do not coincide, or as a server asks."""
 
 from __future__ import annotations
 

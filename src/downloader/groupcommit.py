@@ -42,8 +42,8 @@ class _Item(Generic[T, R]):
 class GroupCommit(Generic[T, R]):
     """Collects items from many tasks and commits items in batches, while `run` or `running` runs.
 
-    Items of different lanes are committed concurrently and never in one call. Those of one lane are committed
-    in order, one call after the other.
+    Lanes are committed concurrently, each in separate calls. The items of a lane are committed in order, in
+    one call after the other.
 
     Args:
         commit: takes items of one lane and returns one result per item, in order. An exception that it raises

@@ -150,7 +150,7 @@ ErrorName = Literal[
     "key_exists",
     "robots",
 ]
-"""The values of `ErrorCode` but for the empty one, for type checkers and the command line."""
+"""The values of `ErrorCode` without the empty one, for type checkers and the command line."""
 
 
 class Verdict(StrEnum):
@@ -171,10 +171,10 @@ SEALED_FIELDS = ("url", "request_headers", "user_agent", "callback_dst", "callba
 """Fields of a job that may contain secrets; encrypted in the store if a key is configured."""
 
 KeyExists = Literal["replace", "keep", "fail"]
-"""What happens if a file is already stored under the `key` of a job."""
+"""The rules for a file that is already stored under the `key` of a job."""
 
 SHA256_FILLING = "{sha256}"
-"""In the `key` of a job, the place of the file's SHA-256, which is known after the download."""
+"""Placeholder in the `key` of a job for the file's SHA-256, which is known after the download."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,7 +266,7 @@ class JobSpec:
     """The `SEALED_FIELDS`, if encrypted with a key that the instance does not have. The plain fields are then
     empty, and the instance can neither download the job nor deliver the callback."""
     damage: str = ""
-    """Why the stored job cannot be used, never stored; empty if it can. Fields at fault have the default."""
+    """Why the stored job is unusable; empty if it is usable. Not stored. Damaged fields have the default."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Fields that a newer version has stored; kept unchanged."""
 
@@ -275,7 +275,7 @@ class JobSpec:
         return _encode(sealed(self.stored(), seal))
 
     def stored(self) -> dict[str, Any]:
-        """The stored fields: all but the id and those that have the default value.
+        """The stored fields: all fields except the id and fields with the default value.
 
         The destination of failures is omitted if it equals the destination of successes. This saves memory:
         millions of jobs may be pending.
@@ -427,7 +427,7 @@ class FileFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseMetadata:
-    """What a successful response says about the file; texts are empty where the response has nothing."""
+    """Metadata of the file from a successful response; an absent header is an empty text."""
 
     etag: str = ""
     """`ETag` as received, with quotes."""
@@ -445,7 +445,7 @@ class StartRate(NamedTuple):
     """How fast a process starts downloads of an aggregation, or at a host."""
 
     per_s: float
-    """0 if none of them was accepted lately."""
+    """Starts per second; 0 if no download was accepted lately."""
     in_flight: int
 
 
@@ -460,9 +460,9 @@ class Cooldown:
     """Whether the cooldown also applies to the URL's host. False if the aggregation's own proxy asked for it,
     or the origin of a redirect."""
     had: StartRate | None = None
-    """What this process had of the aggregation. `None`: the pace of the aggregation and the host stays."""
+    """This process's rate of starts in the aggregation. `None`: the pace does not change."""
     host_had: StartRate | None = None
-    """What this process had at the host."""
+    """This process's rate of starts at the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -483,7 +483,7 @@ class Outcome:
     file: FileFacts = field(default_factory=FileFacts)
     response: ResponseMetadata = field(default_factory=ResponseMetadata)
     phases: Phases | None = field(default=None, compare=False)
-    """`None` if they are not kept."""
+    """Phases of the attempt; `None` if they are not kept."""
 
     @property
     def has_file(self) -> bool:
@@ -537,7 +537,7 @@ class Lease:
     waited_s: float | None = field(default=None, compare=False)
     """Seconds from the due time to the lease; `None` if the lease call was repeated."""
     age_s: float = field(default=0.0, compare=False)
-    """Seconds since the callback became pending, or since a client had it sent again; callbacks only."""
+    """Seconds since the callback became pending, by the end of the download or by a retry; callbacks only."""
 
     @property
     def id(self) -> str:

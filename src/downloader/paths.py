@@ -65,7 +65,7 @@ _JOB_FILE = re.compile(
 
 
 def has_job_file(path: str) -> bool:
-    """Whether the path has two parts like those of a file that is stored by the id of a job."""
+    """Whether the path has two parts that look like the path of a file stored by a job's id."""
     return _JOB_FILE.search(path) is not None
 
 

@@ -25,7 +25,7 @@ _MAX_URL_CHARS = 200
 """Longest URL of a redirect that is kept."""
 
 _MAX_DIGITS = 15
-"""Longest number that is read; Python refuses to read very long ones."""
+"""Most characters of a number that is read; Python raises for very long numbers."""
 
 _LONG_S = 1.0
 """The phases of a success are kept if the attempt took at least as long. Most successes take less, and their
@@ -47,7 +47,7 @@ class Phases:
     _since: float = 0.0
 
     def begin(self, phase: str) -> None:
-        """Begin a phase, and end the one before; `""` only ends it."""
+        """End the present phase and begin another; `""`: begin none."""
         now = perf_counter()
         if self._phase:
             self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since

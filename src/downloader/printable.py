@@ -1,4 +1,4 @@
-"""Escaping of text from peers and clients, so that a terminal or log shows the text on one line."""
+"""Escapes text from peers and clients, so that a terminal or log shows the text on one line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Bytes of connected sockets, for less than half of the CPU of the methods of `trio.SocketStream`.
+"""Send and receive on connected sockets, with less than half of the CPU of `trio.SocketStream`.
 
-Those enter two contexts for each call and let all other tasks run after each, also after one that has waited.
-A response that was sent is followed by a wait for the next request, so `send` need not do that.
+The methods of `SocketStream` enter two contexts per call, and let all other tasks run at each call, even if
+the call has waited. `receive` here lets them run once per call, `send` only if the call must wait: after a
+response the caller waits for the next request anyway.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ async def receive(stream: trio.SocketStream, max_bytes: int) -> bytes:
         except OSError as exc:
             raise _error(stream, exc) from exc
         else:
-            if not has_waited:  # a peer that sends without a pause does not keep all others waiting
+            if not has_waited:  # a peer that sends without a pause must not keep all other tasks waiting
                 await trio.lowlevel.cancel_shielded_checkpoint()
             return data
 

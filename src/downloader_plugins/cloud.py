@@ -81,8 +81,8 @@ _CHECK_KEY = ".downloader-check"
 """Key of the empty object by which an opening tests whether the bucket is writable."""
 
 _SHA256 = "downloader_sha256"
-"""Metadata of an object that is stored with `key_exists` `fail`, by which a later attempt knows its own
-object. Azure allows no hyphen in a name."""
+"""Metadata of an object that is stored with `key_exists` `fail`; a later attempt recognises the object by it.
+Azure allows no hyphen in a name."""
 
 _AZURE_NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
@@ -366,7 +366,7 @@ class Bucket:
             raise StorageRefused(f"{self.at.bucket}: the object may not be read") from None
 
     def _is_stored(self, key: str, body: Body) -> bool:
-        """Whether the object with the key has the bytes of the body, as an earlier attempt has stored it."""
+        """Whether the object has the bytes of the body, so that an earlier attempt has stored it."""
         import obstore  # noqa: PLC0415 - see the module's docstring
 
         try:

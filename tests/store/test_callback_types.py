@@ -22,11 +22,6 @@ def library(clock: StoreClock) -> Library:  # which they read
     return clocked_library(cluster=True)
 
 
-@pytest.fixture
-def clock(raw: RawStore) -> StoreClock:
-    return StoreClock(raw)
-
-
 async def calls_back(store: JobStore, *groups: str) -> None:
     for group in groups:
         await submitted(store)

@@ -89,11 +89,6 @@ MOMENTS = ("failed", "callback running", "callback pending", "running", "pending
 
 
 @pytest.fixture
-def clock(raw: RawStore) -> StoreClock:
-    return StoreClock(raw)
-
-
-@pytest.fixture
 async def store(redis_settings: RedisSettings, clock: StoreClock) -> AsyncIterator[JobStore]:
     hosts = {"*": HostSettings(limit=9, rate=1000)}
     async with asyncio_loop(), open_store(redis_settings, hosts=hosts, library=clocked_library()) as opened:

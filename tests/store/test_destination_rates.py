@@ -11,21 +11,12 @@ from downloader.model import CallbackOutcome, Kind, Lease, Outcome, Verdict
 from downloader.store import CallbackPlan, JobStore, Library, Submission, asyncio_loop, open_store
 from servers.jobs import closed, downloaded, spec_for, tried_again
 from servers.raw_store import RawStore
-from servers.store_clock import StoreClock, clocked_library
+from servers.store_clock import StoreClock
+
+pytestmark = pytest.mark.usefixtures("clock")
 
 SLOW, FREE = "http http://slow.test", "http http://free.test"
 DELIVERED = CallbackOutcome(verdict=Verdict.SUCCEEDED)
-
-
-@pytest.fixture
-def library(clock: StoreClock) -> Library:  # which they read
-    return clocked_library()
-
-
-@pytest.fixture
-def clock(raw: RawStore) -> StoreClock:
-    """The server's clock, which only the test moves."""
-    return StoreClock(raw)
 
 
 @pytest.fixture

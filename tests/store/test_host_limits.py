@@ -13,7 +13,9 @@ from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
 from downloader.store import JobStore, Library, Settled, Submission, asyncio_loop, open_store
 from servers.jobs import downloaded, handed_back, spec_for, tried_again
 from servers.raw_store import RawStore
-from servers.store_clock import StoreClock, clocked_library
+from servers.store_clock import StoreClock
+
+pytestmark = pytest.mark.usefixtures("clock")
 
 DONE = Outcome(verdict=Verdict.SUCCEEDED)
 LIMITS = {
@@ -30,17 +32,6 @@ LIMITS = {
 async def hosts(redis_settings: RedisSettings, library: Library) -> AsyncIterator[JobStore]:
     async with asyncio_loop(), open_store(redis_settings, hosts=LIMITS, library=library) as opened:
         yield opened
-
-
-@pytest.fixture
-def library(clock: StoreClock) -> Library:  # which they read
-    return clocked_library()
-
-
-@pytest.fixture
-def clock(raw: RawStore) -> StoreClock:
-    """The server's clock, which only the test moves."""
-    return StoreClock(raw)
 
 
 async def submit(store: JobStore, aggr_id: str, host: str, count: int = 1, **fields: object) -> list[str]:

@@ -19,7 +19,9 @@ from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, StartRat
 from downloader.store import JobStore, Library, Submission, asyncio_loop, open_store
 from servers.jobs import downloaded, spec_for, tried_again
 from servers.raw_store import RawStore
-from servers.store_clock import StoreClock, clocked_library
+from servers.store_clock import StoreClock
+
+pytestmark = pytest.mark.usefixtures("clock")
 
 PURE = resources.files("downloader.store").joinpath("lua/_pace.lua").read_text("utf-8")
 SITE = Path(__file__).with_name("metered_site.lua").read_text("utf-8")
@@ -78,17 +80,6 @@ def test_a_pace_grows(raw: RawStore, pace: str, minutes: float, per_s: float | N
     script = PURE + "return tostring(pace_at(ARGV[1], tonumber(ARGV[2])))"
     found = raw.command("EVAL", script, 0, pace, 1 + minutes * 60_000)
     assert found == "nil" if per_s is None else float(found) == pytest.approx(per_s)
-
-
-@pytest.fixture
-def library(clock: StoreClock) -> Library:  # which they read
-    return clocked_library()
-
-
-@pytest.fixture
-def clock(raw: RawStore) -> StoreClock:
-    """The server's clock, which only the test moves."""
-    return StoreClock(raw)
 
 
 async def submit(store: JobStore, aggr_id: str = "a", count: int = 50, **fields: object) -> None:

@@ -10,11 +10,13 @@ from collections.abc import Callable
 import pytest
 
 from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
-from downloader.store import Changed, JobStore, Library, Settled, Submission
+from downloader.store import Changed, JobStore, Settled, Submission
 from downloader.wire import moment
 from servers.jobs import downloaded, handed_back, spec_for, tried_again
 from servers.raw_store import RawStore
-from servers.store_clock import StoreClock, clocked_library
+from servers.store_clock import StoreClock
+
+pytestmark = pytest.mark.usefixtures("clock")
 
 THROTTLED = Outcome(
     verdict=Verdict.THROTTLED,
@@ -24,17 +26,6 @@ THROTTLED = Outcome(
 )
 
 DONE = Outcome(verdict=Verdict.SUCCEEDED)
-
-
-@pytest.fixture
-def library(clock: StoreClock) -> Library:  # which they read
-    return clocked_library()
-
-
-@pytest.fixture
-def clock(raw: RawStore) -> StoreClock:
-    """The server's clock, which only the test moves."""
-    return StoreClock(raw)
 
 
 async def submit(store: JobStore, aggr_id: str, count: int, **fields: object) -> None:

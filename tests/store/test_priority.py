@@ -5,25 +5,16 @@ from __future__ import annotations
 import pytest
 
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
-from downloader.store import CallbackPlan, Changed, JobStore, Library, Submission
+from downloader.store import CallbackPlan, Changed, JobStore, Submission
 from servers.jobs import downloaded, handed_back, spec_for, tried_again
 from servers.raw_store import RawStore
-from servers.store_clock import StoreClock, clocked_library
+from servers.store_clock import StoreClock
+
+pytestmark = pytest.mark.usefixtures("clock")
 
 RETRY = Outcome(verdict=Verdict.RETRY, error="e", error_code=ErrorCode.TIMEOUT)
 FAILED = Outcome(verdict=Verdict.FAILED, error="e", error_code=ErrorCode.TIMEOUT)
 PLAN = CallbackPlan(group="http c", limit=4)
-
-
-@pytest.fixture
-def library(clock: StoreClock) -> Library:  # which they read
-    return clocked_library()
-
-
-@pytest.fixture
-def clock(raw: RawStore) -> StoreClock:
-    """The server's clock, which only the test moves."""
-    return StoreClock(raw)
 
 
 async def submit(store: JobStore, *priorities: int, aggr_id: str = "a", **fields: object) -> list[str]:

@@ -149,7 +149,7 @@ class _Glob:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse one pattern; raise a `ValueError` that names a malformed one."""
+        """Parse one pattern; a `ValueError` names the pattern if it is malformed."""
         tokens: list[_Star | _CharClass] = []
         lower, end = text.lower(), 0
         while end < len(lower):

@@ -94,7 +94,7 @@ _JSON_DEPTH = 251
 def _judge_json(data: bytes, *, cut: bool) -> str | None:
     """The type of one or several arrays or objects in JSON; `None` for anything else.
 
-    With `cut`, the data is only the head of a file: an incomplete value just has to consist of JSON tokens.
+    With `cut`, the data is only the head of a file, and an incomplete value need only consist of JSON tokens.
     """
     text = data.lstrip()
     if text[:1] not in (b"[", b"{"):

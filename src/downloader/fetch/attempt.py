@@ -90,7 +90,7 @@ class Attempt:
         self.status = 0
         """The status of the last response; 0 without a response."""
         self.metadata = ResponseMetadata()
-        """What the last successful response says about the file."""
+        """Metadata of the file from the last successful response."""
         self.phases = Phases({} if lease.waited_s is None else {"queue": lease.waited_s})
         self._tools = tools
         self._lease = lease
@@ -216,9 +216,9 @@ class Attempt:
     async def _send(
         self, hop: Hop, proxy: Url | None, watch: Watch, *, is_own_host: bool
     ) -> FileResponse | Hop | None:
-        """Send one request; return a successful response or the next hop (redirect, or restart).
+        """Send one request; return a successful response, or the next hop (redirect, or restart).
 
-        `None`: the file is not modified.
+        Returns `None` if the file is not modified.
         """
         tools, url = self._tools, hop.url
         headers = hop.headers | self._conditions

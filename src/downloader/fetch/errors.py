@@ -58,7 +58,7 @@ _KINDS: dict[type, tuple[ErrorCode, Treatment]] = {
     net.BadResponse: (ErrorCode.PROTOCOL, Treatment.FINAL),
     net.BadRequest: (ErrorCode.PROTOCOL, Treatment.FINAL),
 }
-"""A class that is missing here is treated as its nearest base."""
+"""Code and treatment of errors by class; subclasses are treated like the nearest class here."""
 
 _OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 """Errors of connecting that mean a shortage of descriptors, memory or ports on the local machine."""

@@ -64,16 +64,16 @@ def declared_digests(fields: Iterable[Field]) -> list[Digest]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What is required of a file."""
+    """Requirements on a file."""
 
     max_size: int
     """Most bytes: the smaller of the job's `max_size` and the configured one."""
     min_size: int
     """Least bytes."""
     size: int | None
-    """The job's, in bytes; `None`: any."""
+    """Exact size in bytes; `None`: any."""
     sha256: str
-    """The job's, lower-case hexadecimal; empty: any, as for `md5`."""
+    """Lower-case hexadecimal; empty: any, as for `md5`."""
     md5: str
     min_width: int
     """Least width of the image in pixels; 0: any, as for the next two."""
@@ -82,7 +82,7 @@ class Expected:
 
     @classmethod
     def of(cls, spec: JobSpec, max_size: int) -> Self:
-        """What a job requires; `max_size`: of the configuration, in bytes."""
+        """The requirements of a job; `max_size` in bytes is the configured one."""
         return cls(
             max_size=max_size if spec.max_size is None else min(spec.max_size, max_size),
             min_size=spec.min_size,

@@ -6,10 +6,10 @@ import trio
 
 
 class BodyMemory:
-    """A number of bytes for the bodies that are in memory, shared fairly among aggregations.
+    """The budget of bytes for bodies in memory, shared fairly among aggregations.
 
-    An aggregation has room for as much as it leaves free. So one alone gets half, each of three a quarter,
-    and an aggregation that holds little always finds room.
+    An aggregation may hold as many bytes as are free. So a single aggregation gets half of the budget, each
+    of three a quarter, and an aggregation that holds little nearly always finds room.
     """
 
     def __init__(self, size: int) -> None:
@@ -22,8 +22,7 @@ class BodyMemory:
     def hold(self, aggregation: str, size: int) -> bool:
         """Count received bytes; returns whether there is room for the bytes.
 
-        They count without room too. Then the caller writes them to the disk, and receives no more until
-        that is done.
+        The bytes count even without room. The caller then writes the bytes to the disk before receiving more.
         """
         held = self._held.get(aggregation, 0) + size
         self._held[aggregation] = held
@@ -31,9 +30,9 @@ class BodyMemory:
         return held <= self._free
 
     async def reserve(self, aggregation: str, size: int, *, within_s: float) -> bool:
-        """Count bytes to be received, once there is room; false: there was no room within `within_s`.
+        """Wait for room for bytes that will be received, and count the bytes; false if `within_s` has passed.
 
-        A cancel leaves nothing counted: a wait for an event that was set returns in spite of it.
+        After a cancel nothing is counted: if the event was already set, the wait returns without a cancel.
         """
         if self._take(aggregation, size):
             return True

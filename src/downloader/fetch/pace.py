@@ -14,14 +14,17 @@ T = TypeVar("T", bytes | bytearray | None, bytes | None)
 
 
 class Pace:
-    """Makes receivers wait, in turn, until what they have received fits into `bytes_per_s`."""
+    """Delays receivers, so that all together receive at most `bytes_per_s`."""
 
     def __init__(self, bytes_per_s: float) -> None:
         self._bytes_per_s = bytes_per_s
         self._paid_until = -math.inf
 
     async def read(self, read: Callable[[], Awaitable[T]], watch: Watch) -> T:
-        """What `read` returns, after the time that it may take; `watch` does not count this time as slow."""
+        """Call `read`, then wait until its bytes fit into the limit; returns the bytes.
+
+        The low-speed clock of `watch` stops during the wait.
+        """
         data = await read()
         now = trio.current_time()
         self._paid_until = max(self._paid_until, now) + len(data or b"") / self._bytes_per_s

@@ -137,7 +137,8 @@ def _values(fields: Sequence[Field], name: bytes) -> list[bytes]:
 class PartialFiles:
     """The partial files of one instance, by job; deleted when the instance ends.
 
-    While the disk is `disk_low` percent full or more, none is kept, so that they never stop the leasing.
+    No file is kept while the disk is `disk_low` percent full or more, so that partial files never stop the
+    leasing.
     """
 
     resumable = False
@@ -150,7 +151,7 @@ class PartialFiles:
         """By job, with the time of expiry."""
         self._filled = trio.Event()
         self._looking = trio.CapacityLimiter(1)
-        """At most one thread asks for the free space of a disk that may hang."""
+        """Allows one thread to ask for the free space, because the disk may hang."""
 
     def close(self) -> None:
         """Delete all files except files that a later fetcher can continue. Never raises."""
@@ -204,7 +205,7 @@ class PartialFiles:
     async def sweep(
         self, interval_s: float = SWEEP_S, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Delete expired partial files, and all while the disk has no room. Runs until cancelled."""
+        """Delete expired partial files, and all files while the disk has no room. Runs until cancelled."""
         task_status.started()
         while True:
             while not self._files:

@@ -41,7 +41,8 @@ PIECE_BYTES = 256 * 1024
 """Most decoded bytes of one step; a megabyte of gzip may contain a gigabyte."""
 
 FED_BYTES = 16 * 1024
-"""Most bytes given to the decoder in one step. At the end of a member the decoder copies all that remain."""
+"""Most bytes given to the decoder in one step. At the end of a member the decoder copies the remaining
+bytes, so larger steps would be slow for tiny members."""
 
 MAX_OVERHEAD_BYTES = 256 * 1024
 """Most overhead of a body: refused once more than `MAX_OVERHEAD_BYTES` plus 1.5 times the decoded bytes have
@@ -165,7 +166,7 @@ class FileResponse:
 
 
 def metadata_of(fields: Sequence[Field], hop: Hop, *, not_modified: bool = False) -> ResponseMetadata:
-    """What the response to a hop, a success or a 304, says about the file."""
+    """Metadata of the file from the response to a hop, a success or a 304."""
     by_name = first_fields(fields)
     return ResponseMetadata(
         etag=_text(by_name.get(b"etag")),
@@ -192,8 +193,8 @@ def success(
 ) -> FileResponse:
     """The response for a 2xx; a body in gzip is decoded if the request did not accept gzip.
 
-    A decoded body is not compared with the declared digests, which are of the encoded bytes; gzip has a
-    checksum of its own.
+    The declared digests are of the encoded bytes, so a decoded body is not compared with them. gzip has a
+    checksum.
     """
     by_name = first_fields(fields)
     disposition = by_name.get(b"content-disposition")

@@ -46,10 +46,10 @@ class FetchLimits:
     stall_bytes_per_s: int = 1024
     redirects: int = 10
     memory_bytes: int = 64 * 1024 * 1024
-    """For the bodies in memory of all attempts together: what 256 pictures of 250 KB take."""
+    """Budget for the bodies in memory of all attempts together: 256 pictures of 250 KB."""
     room_s: float = 1.0
-    """How long a body waits for room in memory before it goes through a file, which costs half as much CPU
-    again. Short, because slow origins may hold the memory of their aggregations."""
+    """How long a body waits for room in memory before it is written to a file, which takes 50% more CPU.
+    Short, because slow origins may hold the memory of their aggregations."""
     store_s: float = 120.0
     """Time limit of storing an empty file; longer than the storages' own timeouts, which give better
     errors."""

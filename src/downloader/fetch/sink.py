@@ -62,8 +62,8 @@ class Sink:
 
     `head` has the first `head_bytes` bytes. The spool file is called `name`; empty: a random name.
     The bytes in memory count in `memory` for the aggregation, until `discard`. A body without room there is
-    written as it arrives: the next bytes are received when the bytes before have been written. That costs
-    several calls of threads, so a body of known length may wait for room before; see `reserve`.
+    written in small parts as it arrives, with a thread call for each part. To avoid this, a body of known
+    length may first wait for room; see `reserve`.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Sink:
         return self.size > self._buffered
 
     def hash_with(self, algorithm: str) -> None:
-        """Compute one more digest, by hashlib's name; before the first `add`."""
+        """Compute a further digest, by hashlib's name. To be called before the first `add`."""
         self._hashes.setdefault(algorithm, hashlib.new(algorithm, usedforsecurity=False))
 
     def digest(self, algorithm: str) -> str:
@@ -114,9 +114,9 @@ class Sink:
         return self._hashes[algorithm].hexdigest()
 
     def needs_room(self, size: int | None) -> TypeGuard[int]:
-        """Whether to `reserve` room for a body of `size` bytes, `None` for an unknown length.
+        """Whether to `reserve` room for a body of `size` bytes (`None`: unknown).
 
-        Not for a body that always stays in memory, nor for one that is written in any case.
+        False for a body that always stays in memory, and for a body that is always written to a file.
         """
         return size is not None and ALWAYS_BYTES < size <= BUFFER_BYTES and not self._name
 

@@ -108,7 +108,7 @@ class EgressPolicy:
     """The addresses and hosts that the operator permits; by default globally routable unicast addresses."""
 
     setting: str
-    """The table of the configuration, such as `egress.downloads`; named in refusals."""
+    """The configuration table that refusals name, such as `egress.downloads`."""
     allow_networks: tuple[Network, ...] = ()
     deny_networks: tuple[Network, ...] = ()
     allow_hosts: frozenset[str] = frozenset()

@@ -18,8 +18,9 @@ FORBIDDEN_FIELDS = frozenset(
         *("upgrade", "expect", "range"),
     }
 )
-"""Request fields that nobody may set from outside, lower case. The transport writes the fields that frame or
-route a message, and `Range` would prevent a whole file. Names that begin with `proxy-` are forbidden too."""
+"""Request fields that jobs and plugins may not set, in lower case: the transport writes the fields that frame
+or route a message, and `Range` would prevent a whole file. Names that begin with `proxy-` are forbidden
+too."""
 
 _TOKEN = re.compile(FIELD_NAME)
 

@@ -14,7 +14,7 @@ from downloader.net.errors import TlsFailed
 T = TypeVar("T")
 
 _RECORD_BYTES = 16 * 1024
-"""Most bytes of content in a record of TLS, and so of one read (RFC 8446, 5.1)."""
+"""Most bytes of content in a TLS record (RFC 8446, 5.1)."""
 
 _OVERHEAD_BYTES = 1024
 """Received beyond what is asked for, so that a record is complete in spite of the headers and tags before."""
@@ -79,10 +79,10 @@ class Stream:
 
 
 class TlsStream(Stream):
-    """TLS over another stream, closed together; for one task at a time.
+    """TLS over another stream, which is closed together with this one; for one task at a time.
 
-    Unlike Trio's `SSLStream`, it decrypts all records that one call of the system has received before it
-    returns: of a response of 100 KB, that one returned seven pieces, each at the price of a task switch.
+    A read decrypts all records that one system call has received. Trio's `SSLStream` returns each record
+    alone: a response of 100 KB came in seven pieces, each at the cost of a task switch.
 
     Args:
         below: connected; no byte was sent or received for TLS yet.
@@ -109,7 +109,7 @@ class TlsStream(Stream):
         )
         self._share: Callable[[ssl.SSLSession], None] | None = share
         self._silent = True
-        """No data came yet: a TLS 1.3 server may still send an alert that ends the handshake."""
+        """Whether no data came yet: a TLS 1.3 server may still send an alert that ends the handshake."""
 
     @property
     def socket(self) -> trio.socket.SocketType:
@@ -117,7 +117,7 @@ class TlsStream(Stream):
         return self._below.socket
 
     async def do_handshake(self, turns: trio.CapacityLimiter) -> None:
-        """Shake hands; takes one of `turns` for each computation, and none while the peer is waited for.
+        """Shake hands; holds one of `turns` during each computation, and none while waiting for the peer.
 
         Raises:
             ssl.SSLError, StreamBroken: the handshake failed.

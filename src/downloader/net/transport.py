@@ -159,7 +159,7 @@ class Transport(httpx2.AsyncBaseTransport):
     async def send(
         self, method: str, route: Route, fields: Sequence[Field], content: bytes = b""
     ) -> Response:
-        """Send a request with `fields` and those that `request_fields` adds.
+        """Send a request with `fields` and the fields that `request_fields` adds.
 
         If the peer closes a kept connection without a response, a GET or HEAD is sent again once on a new
         connection. Other methods are not repeated, because the peer may have carried out the request (RFC

@@ -24,7 +24,7 @@ class BackendHealth:
     failures: int = 0
     """Consecutive failures: the plugin raised, hung or returned something that is not a `Result`."""
     last_error: str = ""
-    """Reason of the last failure, on one line, without the exception's text."""
+    """Reason of the last failure: one line without the exception's text."""
     lost_at: float = 0.0
     """When the plugin last became unhealthy (Trio time)."""
     regained_at: float = -math.inf

@@ -28,7 +28,7 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
-    """Not delivered; to be tried again on the schedule."""
+    """The delivery failed, and is to be tried again on the schedule."""
 
     reason: str
     """One line without secrets; shown in `GET /jobs/<id>`."""
@@ -38,7 +38,7 @@ class RetryLater:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Not delivered; trying again would not help (a peer's 410, a message too large)."""
+    """The delivery failed for good; a retry would not help (a peer's 410, a message too large)."""
 
     reason: str
 

@@ -20,7 +20,7 @@ from downloader.plugins import find_cancel, one_line
 from downloader.wire import callback_body, group_callback_body
 
 QUICK_S = 5.0
-"""A delivery that takes longer is slow. Slow destinations get no more slots than silent ones."""
+"""A delivery that takes longer is slow. Slow destinations get no more slots than silent destinations."""
 
 _JITTER = 0.2
 """A delay is varied by up to this fraction, so that callbacks do not all return at the same time."""

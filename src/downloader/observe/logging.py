@@ -72,7 +72,7 @@ class Event(StrEnum):
     or `pause_all`. `token` is the name of the client's token, `client` its address, and the other fields say
     what was changed."""
     WORK_DONE = "work.done"
-    """What a processor or notifier has done in the last minute, by counter; absent if nothing."""
+    """Counts of a processor's or notifier's work in the last minute, by counter; absent if there are none."""
     CALLBACK_DELIVERED = "callback.delivered"
     """The peer has acknowledged the callback."""
     CALLBACK_RETRY = "callback.retry"
@@ -108,7 +108,7 @@ class Event(StrEnum):
     """A role could not report to Redis or Valkey, or a shard of a Cluster does not answer; the service keeps
     trying. One line a minute."""
     STORE_AVAILABLE = "store.available"
-    """The role has reported again, after so many `seconds`, or the shard answers again."""
+    """The role has reported again, after an outage of `seconds`, or the shard answers again."""
     STORE_FULL = "store.full"
     """The memory of a server of the store is almost full; new jobs are refused until jobs have ended."""
     STORE_EVICTS = "store.evicts"

@@ -91,7 +91,7 @@ class Connection(TCPServer):
         self._open_connections = open_connections
         self._state = State.HEAD
         self._deadline = inf
-        """When the next bytes from the client must have come, in the present state."""
+        """Trio time until which the next bytes from the client must come, in the present state."""
         self._ended = False
         """The client has ended sending."""
         self.gone = False
@@ -99,7 +99,7 @@ class Connection(TCPServer):
         self._scope = trio.CancelScope()
         self._sending = trio.CancelScope()
         self._plain = None if self.secure else stream
-        """The stream without TLS, of which `sockets` is the cheaper face."""
+        """The stream if it has no TLS; `sockets` sends and receives on it with less CPU."""
 
     def cut(self) -> None:
         """Close the connection at once."""
@@ -211,9 +211,10 @@ class Connection(TCPServer):
             raise Gone
 
     async def _linger(self) -> None:
-        """End sending, and discard received bytes for a while; an immediate close would reset the connection.
+        """End sending, then discard received bytes for a while before the close.
 
-        A client may read the response only after sending the whole body.
+        A client may read the response only after sending the whole body. An immediate close would reset the
+        connection before that.
         """
         self.enter(State.CLOSING)
         stream: Any = self.stream

@@ -190,7 +190,7 @@ def _options(headers: Headers) -> set[bytes]:
 
 
 def _resolve_target(fields: _Fields) -> tuple[bytes, Headers]:
-    """Path and query of a target that is no path, and headers with the host of an absolute URL."""
+    """Path and query of a target that is not a path; headers with `Host` replaced by the host of a URL."""
     if fields.target == b"*" and fields.method == b"OPTIONS":
         return b"/*", fields.headers
     scheme, _, address = fields.target.partition(b"://")

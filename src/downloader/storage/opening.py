@@ -1,6 +1,6 @@
 """Opening the storage that the configuration names, and the plugin for the buckets of jobs.
 
-Both are wrapped: they raise only `StorageError`, with one line that the store can keep.
+Wrappers around the plugins raise only `StorageError`, with one line that the store can keep.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class CheckedStorage:
 
     async def put(self, key: str, body: Body) -> None:
         """See `Storage.put`."""
-        known = body.key_exists in (None, "replace") or getattr(self.plugin, "knows_key_exists", False)
-        if not known:
+        supported = body.key_exists in (None, "replace") or getattr(self.plugin, "knows_key_exists", False)
+        if not supported:
             raise StorageRefused(f"the storage does not know key_exists {body.key_exists!r}")
         with _checked("put"):
             await self.plugin.put(key, body)
@@ -203,7 +203,7 @@ def _plugin(
 ) -> Plugin:
     host = StorageHost(logger=logging.getLogger(f"downloader.{table}"))
 
-    def open_it() -> AbstractAsyncContextManager[Any]:
+    def open_plugin() -> AbstractAsyncContextManager[Any]:
         plugin: AbstractAsyncContextManager[Any] = load_factory(group, name)(section, host)
         return plugin
 
@@ -211,4 +211,4 @@ def _plugin(
         check_interface(plugin, coroutines, "the plugin", plain=("url",))
         return wrapper(plugin)
 
-    return Plugin(name=table, factory=open_it, check=check, opening_s=opening_s)
+    return Plugin(name=table, factory=open_plugin, check=check, opening_s=opening_s)

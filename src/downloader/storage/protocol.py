@@ -40,8 +40,8 @@ class Body:
     content_disposition: str = ""
     """For the header of the object; a storage without headers ignores the value."""
     key_exists: KeyExists | None = None
-    """What to do with a file of another job under a key that the client has chosen. `None`: the key is made
-    from the job's id, so a file under it is of an earlier attempt, and is replaced."""
+    """The rule for a file of another job under a key that the client has chosen. `None`: the key is made from
+    the job's id, so an existing file comes from an earlier attempt and is replaced."""
     still_ours: Callable[[], bool] = lambda: True
     """Returns false after the job was lost to a different instance. A storage calls this, in any thread,
     right before publishing the file; on false, `put` raises `StorageError` and publishes nothing."""
@@ -67,8 +67,9 @@ class Storage(Protocol):
         """Store a file durably under `key`, and replace an older file.
 
         A storage with the attribute `knows_key_exists = True` also gets bodies with `key_exists` `keep` and
-        `fail`: in one atomic step with the look for an older file, it stores nothing if there is one. `fail`
-        then raises `KeyTaken`, unless the older file has the same bytes: it may be of an earlier attempt.
+        `fail`. It then stores nothing if there is an older file; the check and the storing are one atomic
+        step. With `fail` it raises `KeyTaken`, unless the older file has the same bytes, since that may come
+        from an earlier attempt.
 
         After an exception or a cancel, `key` has either the old file (or none) or the complete new file.
 

@@ -50,7 +50,7 @@ _IDLE_WORKER = re.compile(r"Trio thread \d+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What this process uses at one moment."""
+    """Tasks, threads and descriptors of this process at one moment."""
 
     tasks: frozenset[trio.lowlevel.Task]
     aio_tasks: frozenset[asyncio.Task[Any]]
@@ -59,7 +59,7 @@ class Resources:
     """Descriptor, device, inode, kind."""
 
     def since(self, before: Resources) -> str:
-        """What is in use now and was not in `before`, for a message; empty if nothing."""
+        """A text about the resources that are not in `before`; empty if there are none."""
         added = [f"the task {task.name}" for task in self.tasks - before.tasks]
         added += [f"the asyncio task {task.get_name()}" for task in self.aio_tasks - before.aio_tasks]
         added += [f"the thread {thread.name}" for thread in self.threads - before.threads]
@@ -68,7 +68,7 @@ class Resources:
 
 
 def resources() -> Resources:
-    """What is in use now; to be called within a Trio run."""
+    """The present resources; to be called within a Trio run."""
     threads = (thread for thread in threading.enumerate() if not _IDLE_WORKER.fullmatch(thread.name))
     return Resources(
         tasks=frozenset(_tasks()),
@@ -112,14 +112,14 @@ Hang = Callable[[str], None]
 
 
 class Peer(ABC):
-    """What every kind of peer has."""
+    """The server that a plugin under test talks to."""
 
     section: Mapping[str, Any]
     """The plugin's section of the configuration, valid for this peer."""
     bad_section: Mapping[str, Any]
     """A section that the plugin refuses; one key differs from `section`."""
     hasty: Mapping[str, Any] = MappingProxyType({})
-    """Keys that replace keys of `section` before the peer fails: short timeouts, such as a second or two."""
+    """Keys that replace keys of `section` in tests of failures: short timeouts, such as a second or two."""
     secrets: Sequence[str] = ()
     """Passwords and tokens in the section and in destinations, which no text may contain."""
     faults: Sequence[Fault] = tuple(Fault)
@@ -259,7 +259,7 @@ def run_test(
 ) -> None:
     """Run a test with a peer; raises the test's exception, or an `AssertionError` at the time limit.
 
-    It runs in its own thread, so that a plugin that ignores a cancel or blocks the loop fails this test
+    The test runs in its own thread, so that a plugin that ignores a cancel or blocks the loop fails this test
     and not the whole run. Such a thread is abandoned; everything else is cancelled and awaited.
     """
     __tracebackhide__ = True
@@ -323,7 +323,7 @@ def promise(scenario: Callable[[C, Run[Any]], Awaitable[None]]) -> Callable[[C],
 
 
 class Contract(ABC, Times, Generic[P]):
-    """What the suites have in common."""
+    """Base of the contract suites."""
 
     @abstractmethod
     def peer(self) -> AbstractAsyncContextManager[P]:
@@ -331,7 +331,7 @@ class Contract(ABC, Times, Generic[P]):
 
     @abstractmethod
     def lend(self) -> AbstractAsyncContextManager[Any]:
-        """The host that the factory gets; the suites have one."""
+        """The host that the factory gets. Each suite has a default."""
 
     @promise
     async def test_what_is_raised_while_it_is_open_passes_through(self, run: Run[P]) -> None:

@@ -1,4 +1,4 @@
-"""What a plugin asks of the disk: files that are opened or changed on the loop, and what is synced."""
+"""Records a plugin's calls to the disk: files opened or changed in the event loop, and synced files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of notifiers use: the peer, payloads, and deliveries whose results are checked."""
+"""Tools for the tests of notifiers: the peer, payloads, and deliveries whose results are checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from downloader.testing.tcp_proxy import Fault
 
 
 class NotifierPeer(Peer):
-    """What the suite needs of a notifier and a server; `section` is the notifier's `[backends.NAME]`."""
+    """A notifier's peer, to be written for each plugin; `section` is the notifier's `[backends.NAME]`."""
 
     @abstractmethod
     def destination(self) -> str:

@@ -198,7 +198,7 @@ class StorageContract(Contract[StoragePeer]):
         """Concurrent puts of one key leave one of the files, complete."""
         candidates: list[bytes] = []
 
-        async def one(storage: Storage, number: int) -> None:
+        async def put_rival(storage: Storage, number: int) -> None:
             large = number % 2 == 0
             with a_body(self.large_bytes if large else 500, spooled=large) as (body, data):
                 candidates.append(data)
@@ -207,14 +207,14 @@ class StorageContract(Contract[StoragePeer]):
         async with run.opened() as storage:
             async with trio.open_nursery() as nursery:
                 for number in range(_RIVALS):
-                    nursery.start_soon(one, storage, number)
+                    nursery.start_soon(put_rival, storage, number)
             content = await run.peer.read(_KEY)
             assert content in candidates, f"the file is none of those that were put: {short(content)}"
             await only(run, _KEY)
 
     @promise
     async def test_a_file_that_is_there_stays_if_asked(self, run: Run[StoragePeer]) -> None:
-        """`keep` and `fail` replace no file, and of rivals one stores; if the storage `knows_key_exists`."""
+        """`keep` and `fail` replace no file, and one of several rivals stores (if `knows_key_exists`)."""
         async with run.opened() as storage:
             if not getattr(storage, "knows_key_exists", False):
                 return
@@ -231,7 +231,7 @@ class StorageContract(Contract[StoragePeer]):
         stored: list[bytes] = []
         at_once = trio.CapacityLimiter(_OTHERS if run.peer.conditional else 1)
 
-        async def one() -> None:
+        async def put_twice() -> None:
             large = size == self.large_bytes
             async with at_once:
                 with a_body(size, spooled=large, key_exists="fail") as (body, data):
@@ -245,7 +245,7 @@ class StorageContract(Contract[StoragePeer]):
 
         async with trio.open_nursery() as nursery:
             for _ in range(_OTHERS):
-                nursery.start_soon(one)
+                nursery.start_soon(put_twice)
         assert len(stored) == 2, f"{len(stored)} puts with fail have succeeded, not the two of one body"  # noqa: PLR2004
         await holds(run, key, stored[0])
         return stored[0]

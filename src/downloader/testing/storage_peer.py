@@ -1,4 +1,4 @@
-"""What the tests of storages use: the peer, files, and calls whose results are checked."""
+"""Tools for the tests of storages: the peer, files, and calls whose results are checked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from downloader.testing.tcp_proxy import Fault
 
 
 class StoragePeer(Peer):
-    """What the suite needs of a storage and a server, which is empty at first.
+    """A storage's peer, to be written for each plugin; the server is empty at first.
 
     `section` is `[processor.filestorage]` without `type`.
     """

@@ -34,7 +34,7 @@ _BATCH_FOLDERS = 256
 """Most folders in a batch; each is an open descriptor, of which a process may have 1,024 only. A file usually
 needs two folders, but clients may ask for hundreds."""
 _FOLDER_BYTES = 32 * 1024
-"""So many bytes count as one more folder: a batch has 8 MiB at most, and no file waits long for others."""
+"""Bytes that count as one folder. So a batch has at most 8 MiB, and no file waits long for others."""
 _OTHER_THREADS = 16
 """Threads for large files, deletions and look-ups, apart from Trio's default limit."""
 _FINISH_S = 5.0

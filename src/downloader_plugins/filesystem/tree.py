@@ -31,7 +31,7 @@ _UNFINISHED_MODE = 0o600
 _COPY_BUFFER_BYTES = 1 << 20
 """Buffer so large that the cost of system calls does not matter."""
 _LEFTOVER_AGE_S = 6 * 3600.0
-"""Age of temporary files left by a crash; no instance writes a file for so long."""
+"""Age from which temporary files count as left by a crash; no instance writes a file for this long."""
 _RACES = 50
 """Most attempts to rename into a folder during concurrent deletions of that folder."""
 
@@ -303,7 +303,7 @@ def _link(source: str | Path, target: str, *, src_dir_fd: int | None, dst_dir_fd
 
 
 def _is_kept(name: str, folder: int, body: Body) -> bool:
-    """Whether the job agrees with the existing file: to keep it, or since it has the same bytes.
+    """Whether the existing file is accepted: `key_exists` is `keep`, or the file has the same bytes.
 
     Raises:
         OSError: the file cannot be read; `EISDIR` for a folder.

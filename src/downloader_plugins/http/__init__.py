@@ -122,9 +122,9 @@ class _Http:
     way: Callable[[str], tuple[Target, Route]]
     """See `_way`."""
     matches: Sequence[Url]
-    """Of the configured destinations."""
+    """The `match` of each configured destination."""
     commits: dict[Target, Commit] = field(default_factory=dict)
-    """Of the targets with batches."""
+    """The batches of each target that has batches."""
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
         """See `Notifier`; reasons contain only the host of the URL."""

@@ -76,7 +76,7 @@ class HttpSettings(_Section, frozen=True):
     timeout: Seconds = 30.0
     """Seconds for a whole delivery."""
     destinations: list[DestinationSettings] = Field(default_factory=list)
-    """What differs for some destinations."""
+    """Destinations with settings of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -123,7 +123,8 @@ def read_targets(section: Mapping[str, Any]) -> Sequence[Target]:
     """
     settings = parse_section(HttpSettings, section)
     destinations = [
-        _target(f"destinations.{place}.", each, settings) for place, each in enumerate(settings.destinations)
+        _target(f"destinations.{place}.", destination, settings)
+        for place, destination in enumerate(settings.destinations)
     ]
     places: dict[tuple[object, bytes], int] = {}
     for place, target in enumerate(destinations):

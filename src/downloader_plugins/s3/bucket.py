@@ -60,8 +60,8 @@ CHECK_KEY = ".downloader-check"
 """Key of the upload by which `check` tests whether the bucket is writable."""
 
 _SHA256 = "downloader-sha256"
-"""Metadata of an object that is stored with `key_exists` `fail`, by which a later attempt knows its own
-object: S3's ETag is not always a digest of the bytes."""
+"""Metadata of an object that is stored with `key_exists` `fail`; a later attempt recognises the object by it,
+because S3's ETag is not always a digest of the bytes."""
 
 _MULTIPART_ETAG = re.compile(r'"?[0-9a-f]{32}-(?P<parts>\d+)"?')
 
@@ -376,7 +376,7 @@ class Bucket:
         }
 
     def _is_stored(self, key: str, body: Body) -> bool:
-        """Whether the object with the key has the bytes of the body, as an earlier attempt has stored it."""
+        """Whether the object has the bytes of the body, so that an earlier attempt has stored it."""
         try:
             stored = self.clients.quick.head_object(Bucket=self.name, Key=key)
         except ClientError as exc:
