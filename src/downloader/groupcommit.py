@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Generic, TypeVar
 
@@ -26,17 +26,35 @@ class CommitAbandoned(DownloaderError):
 
 
 class _Item(Generic[T, R]):
-    __slots__ = ("done", "error", "result", "value")
+    """An item, and the task that waits for the result: an event for each would cost twice as much."""
+
+    __slots__ = ("done", "error", "result", "task", "value")
 
     def __init__(self, value: T) -> None:
         self.value = value
-        self.done = trio.Event()
+        self.task: trio.lowlevel.Task | None = None
+        self.done = False
         self.result: R | None = None
         self.error: Exception | None = None
 
-    def fail(self, error: Exception) -> None:
-        self.error = error
-        self.done.set()
+    async def wait(self, *, shield: bool = False) -> None:
+        """Wait until the item has ended, once; with `shield` a cancel has no effect."""
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            if shield:
+                return trio.lowlevel.Abort.FAILED
+            self.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self.task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def end(self, result: R | None = None, error: Exception | None = None) -> None:
+        """Set the result or the error, and wake the task."""
+        self.done, self.result, self.error = True, result, error
+        if self.task is not None:
+            trio.lowlevel.reschedule(self.task)
+            self.task = None
 
 
 class GroupCommit(Generic[T, R]):
@@ -54,6 +72,9 @@ class GroupCommit(Generic[T, R]):
         lane: the lane of an item; by default all items have the same.
         linger_s: called when an idle lane gets an item; the seconds for which the batch waits for more items.
         finish_s: seconds for which a cancelled `submit` waits for the call that commits the item.
+        lane_errors: exceptions of `commit` that the items which wait in the lane get too, since the next call
+            would only take as long to fail.
+        shield: a cancel has no effect on `submit`.
     """
 
     def __init__(
@@ -66,6 +87,8 @@ class GroupCommit(Generic[T, R]):
         lane: Callable[[T], Hashable] = lambda _: None,
         linger_s: Callable[[], float] = lambda: 0.0,
         finish_s: float = 0.0,
+        lane_errors: type[Exception] | tuple[type[Exception], ...] = (),
+        shield: bool = False,
     ) -> None:
         self._commit = commit
         self._max_batch = max_batch
@@ -74,6 +97,8 @@ class GroupCommit(Generic[T, R]):
         self._lane = lane
         self._linger_s = linger_s
         self._finish_s = finish_s
+        self._lane_errors = lane_errors
+        self._shield = shield
         self._lanes: dict[Hashable, dict[_Item[T, R], None]] = {}
         """Items that are in no call yet, by lane; an empty lane is removed."""
         self._idle: list[Hashable] = []
@@ -106,13 +131,14 @@ class GroupCommit(Generic[T, R]):
             self._has_idle.set()
         lane[item] = None
         try:
-            await item.done.wait()
-        finally:
+            await item.wait(shield=self._shield)
+        except BaseException:  # a cancel
             if item in lane:
                 del lane[item]
-            elif not item.done.is_set() and self._finish_s:
+            elif not item.done and self._finish_s:
                 with trio.move_on_after(self._finish_s, shield=True):
-                    await item.done.wait()
+                    await item.wait()
+            raise
         if item.error is not None:
             try:
                 # A copy: each task adds its own traceback to the exception that it raises.
@@ -140,8 +166,7 @@ class GroupCommit(Generic[T, R]):
         finally:
             self._ended = True
             for lane in self._lanes.values():
-                for item in lane:
-                    item.fail(CommitAbandoned("closed"))
+                _fail(lane, CommitAbandoned("closed"))
                 lane.clear()
 
     async def _drain(self, key: Hashable) -> None:
@@ -151,7 +176,7 @@ class GroupCommit(Generic[T, R]):
         if linger_s > 0 and len(lane) < self._max_batch:
             await trio.sleep(linger_s)
         while lane:
-            await self._commit_batch(self._take(lane))
+            await self._commit_batch(self._take(lane), lane)
         del self._lanes[key]
 
     def _take(self, lane: dict[_Item[T, R], None]) -> list[_Item[T, R]]:
@@ -166,18 +191,23 @@ class GroupCommit(Generic[T, R]):
             del lane[item]
         return batch
 
-    async def _commit_batch(self, batch: Sequence[_Item[T, R]]) -> None:
+    async def _commit_batch(self, batch: Sequence[_Item[T, R]], lane: dict[_Item[T, R], None]) -> None:
         try:
             results = await self._commit([item.value for item in batch])
             pairs = list(zip(batch, results, strict=True))
         except Exception as error:  # noqa: BLE001  # raised by each waiting `submit`
-            for item in batch:
-                item.fail(error)
+            _fail(batch, error)
+            if isinstance(error, self._lane_errors):
+                _fail(lane, error)
+                lane.clear()
             return
         except BaseException:
-            for item in batch:
-                item.fail(CommitAbandoned("closed"))
+            _fail(batch, CommitAbandoned("closed"))
             raise
         for item, result in pairs:
-            item.result = result
-            item.done.set()
+            item.end(result)
+
+
+def _fail(items: Iterable[_Item[T, R]], error: Exception) -> None:
+    for item in items:
+        item.end(error=error)

@@ -21,6 +21,7 @@ from types import MappingProxyType, NoneType
 from typing import Any, Literal, NamedTuple, Self
 
 from downloader.ids import ID_PREFIX_LENGTH
+from downloader.jsontext import compact_json
 from downloader.phases import Phases
 
 FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -272,7 +273,7 @@ class JobSpec:
 
     def to_json(self, seal: Callable[[str], str] | None = None) -> str:
         """The stored form: compact JSON of `stored`. `seal` encrypts, see `sealed`."""
-        return _encode(sealed(self.stored(), seal))
+        return compact_json(sealed(self.stored(), seal)).decode()
 
     def stored(self) -> dict[str, Any]:
         """The stored fields: all fields except the id and fields with the default value.
@@ -385,7 +386,6 @@ _JSON_TYPES: Mapping[str, Collection[type]] = {
 """Types of a field's value in JSON, by the field's annotation."""
 _SPEC_TYPES = {f.name: _JSON_TYPES[str(f.type)] for f in fields(JobSpec) if f.name in _SPEC_DEFAULTS}
 _spec_values = attrgetter(*_SPEC_DEFAULTS)
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def _json_object(text: str | bytes) -> dict[str, Any]:
@@ -408,7 +408,7 @@ def sealed(body: dict[str, Any], seal: Callable[[str], str] | None) -> dict[str,
         return body
     secret = {name: body[name] for name in SEALED_FIELDS if name in body}
     rest = {name: value for name, value in body.items() if name not in secret}
-    return {**rest, "sealed": seal(json.dumps(secret, separators=(",", ":")))}
+    return {**rest, "sealed": seal(compact_json(secret).decode())}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

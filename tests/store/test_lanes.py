@@ -16,9 +16,11 @@ from downloader.store import Keys, StoreClient, asyncio_loop, load_library
 from downloader.store.client import LATE_S, MAX_ROWS
 from downloader.store.servers import NoAnswer, Servers
 
+TIMEOUT_S = 9
+
 
 class Silent:
-    """Servers that never answer the first round trip."""
+    """Servers that do not answer the first round trip."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -26,7 +28,8 @@ class Silent:
     async def run(self, shard: int, call: object) -> str:  # noqa: ARG002  # as `Servers`
         self.calls += 1
         if self.calls == 1:
-            await trio.sleep_forever()
+            await trio.sleep(TIMEOUT_S)
+            raise NoAnswer("no reply")
         return "answer"
 
 
@@ -34,7 +37,7 @@ def client_of(servers: object, shards: int) -> StoreClient:
     return StoreClient(
         cast("Any", servers),
         keys=Keys(prefix="p", shards=shards),
-        settings=RedisSettings(timeout=9),
+        settings=RedisSettings(timeout=TIMEOUT_S),
         library=load_library(),
         timed=lambda *_: None,
     )
@@ -85,7 +88,7 @@ async def test_asyncio_s_error_of_a_lost_connection_is_no_answer(
     async def call(_: object) -> None:
         raise TypeError(text)
 
-    servers = Servers([object()], cast("Any", None), timeout_s=9)
+    servers = Servers([object()], cast("Any", None), timeout_s=TIMEOUT_S)
     async with asyncio_loop():
         with pytest.raises(expected):
             await servers.run(0, call)

@@ -202,3 +202,36 @@ async def test_an_error_while_it_runs_comes_out_as_it_is() -> None:
     with pytest.raises(LookupError, match="ours"):
         async with running(Calls()):
             raise LookupError("ours")
+
+
+async def test_items_that_wait_in_the_lane_get_an_error_of_the_whole_lane() -> None:
+    calls = Calls()
+    calls.error = ConnectionError("no reply")
+
+    async def fails(item: str) -> None:
+        with pytest.raises(ConnectionError, match="no reply"):
+            await commit.submit(item)
+
+    async with running(calls, lane_errors=OSError) as commit, trio.open_nursery() as nursery:
+        for item in ("first", "waits"):
+            nursery.start_soon(fails, item)
+            await trio.testing.wait_all_tasks_blocked()
+        calls.go.set()
+    assert calls.batches == [["first"]]
+    assert commit.waiting == 0
+
+
+async def test_a_shielded_item_gets_its_result_in_spite_of_a_cancel() -> None:
+    calls = Calls()
+    result = ""
+    async with running(calls, shield=True) as commit, trio.open_nursery() as nursery:
+
+        async def submit() -> None:
+            nonlocal result
+            result = await commit.submit("a")
+
+        nursery.start_soon(submit)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        calls.go.set()
+    assert result == "A"

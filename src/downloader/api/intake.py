@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import trio
 
@@ -25,14 +24,15 @@ MAX_EXTRA = 1024**2
 buffers of a call take many times as much memory."""
 
 MAX_WAITING = 5000
-"""Most jobs that wait for a call: a store under full load takes fewer within `WAIT_S`."""
+"""Most jobs that wait for a call: ten calls."""
 
 MAX_BYTES = 64 * 1024**2
 """Most received bytes of requests in progress; one client may have half of the bytes. While the store hangs,
 the process uses a few times as much memory."""
 
 WAIT_S = 10.0
-"""Longest wait of one job: twice the default bound of a call to the store."""
+"""Longest time of one call: twice the default bound of a round trip. Jobs that wait for the next call fail
+together with this one."""
 
 
 class Intake:
@@ -40,13 +40,22 @@ class Intake:
 
     def __init__(self, store: JobStore, counters: Counters | None = None) -> None:
         self._commit: GroupCommit[Submission, tuple[Accepted, str]] = GroupCommit(
-            partial(self._take, SINGLE_PATH), max_batch=MAX_BATCH, weight=_extra, max_weight=MAX_EXTRA
+            self._take_singles,
+            max_batch=MAX_BATCH,
+            weight=_extra,
+            max_weight=MAX_EXTRA,
+            lane_errors=StoreError,
         )
         self._store = store
         self._counters = counters or Counters(API_COUNTERS)
         self._log = get_logger().bind()  # once: binding for each job costs too much
         self._bytes: Counter[str] = Counter()
         """Received bytes by client; the bytes of all clients under an empty name."""
+
+    async def _take_singles(self, batch: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
+        with trio.move_on_after(WAIT_S):
+            return await self._take(SINGLE_PATH, batch)
+        raise StoreUnavailable("the store did not take the jobs in time")
 
     async def _take(self, route: str, batch: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
         results = await self._store.submit(batch)
@@ -93,17 +102,15 @@ class Intake:
         After a cancel or an error the store may have accepted the job all the same.
 
         Raises:
-            StoreUnavailable: the store cannot take the job now, too many wait, or the job waited too long.
+            StoreUnavailable: the store cannot take the job now, or too many wait.
             StoreRefused: the store refuses the service.
         """
         if self._commit.waiting >= MAX_WAITING:
             raise StoreUnavailable("too many jobs wait for the store")
-        with trio.move_on_after(WAIT_S):
-            try:
-                return await self._commit.submit(submission)
-            except CommitAbandoned:
-                raise StoreUnavailable("the service is stopping") from None
-        raise StoreUnavailable("the store did not take the job in time")
+        try:
+            return await self._commit.submit(submission)
+        except CommitAbandoned:
+            raise StoreUnavailable("the service is stopping") from None
 
     async def submit_all(
         self, submissions: Sequence[Submission]

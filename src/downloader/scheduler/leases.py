@@ -57,20 +57,24 @@ def boottime() -> float:
     return time.monotonic()
 
 
-class HeldLease:
-    """A lease, with the cancel scopes of the work.
+ROUNDING_S = 1e-6
+"""The work is cancelled so much after the end of the lease, as times of Trio's clock and of `Clock` are
+rounded apart."""
 
-    The outer scope, `scope`, contains work and settling, and is cancelled when the lease ends. The inner
-    scope, `work`, contains only the work; after its cancel the lease is handed back.
+
+class HeldLease:
+    """A lease, with the cancel scope of the work.
+
+    The work is cancelled at the end of the lease, or earlier, to hand the lease back.
     """
 
     __slots__ = (
         "_clock",
         "_ends_at",
-        "_over",
         "_renewed_until",
+        "_revoked",
+        "_work_until",
         "lease",
-        "scope",
         "settlement",
         "started_at",
         "unanswered",
@@ -100,20 +104,25 @@ class HeldLease:
         self.lease = lease
         self._clock = clock
         self._ends_at = _end_of(asked_at, lease_s)
-        self.scope = trio.CancelScope(deadline=self._deadline())
-        self.work = trio.CancelScope(deadline=work_until)
+        self._work_until = work_until
+        self.work = trio.CancelScope(deadline=self._deadline())
         self.started_at = trio.current_time()
         self.settlement: Settlement | None = None
-        """The result of the work; `None` before the end of the work, and after a cancel."""
+        """The result of the work; `None` before the end of the work, and if the lease ended first."""
         self.unanswered = False
         """Whether the last call to renew the lease got no answer."""
-        self._over = False
+        self._revoked = False
         self._renewed_until = asked_at + longest_s + HUNG_S
 
     @property
     def hangs(self) -> bool:
         """Whether the work has taken too long, so that the lease is no longer renewed."""
         return self._clock() > self._renewed_until
+
+    @property
+    def ended(self) -> bool:
+        """Whether the lease has ended, so that the store would refuse a settlement."""
+        return self._clock() >= self._ends_at
 
     @property
     def suspect(self) -> bool:
@@ -126,23 +135,26 @@ class HeldLease:
         `asked_at` is the clock's time before the request was sent. The store counts from a later moment, so
         the lease ends in this process before it ends in the store.
         """
-        if not self._over:
+        if not self._revoked and self._ends_at:
             self._ends_at = _end_of(asked_at, lease_s)
-            self.scope.deadline = self._deadline()
+            self.work.deadline = self._deadline()
+
+    def stop(self, at: float) -> None:
+        """Let the work end by this Trio time."""
+        self._work_until = at
+        self.work.deadline = self._deadline()
 
     def lose(self) -> None:
-        """Cancel work and settling, because another instance has the task."""
-        self._over = True
+        """Cancel the work and settle nothing, because another instance has the task."""
         self._ends_at = 0.0
-        self.scope.cancel()
+        self.work.cancel()
 
     def revoke(self) -> None:
         """Cancel the work, because a client has cancelled the job; from now on nothing is published.
 
         The lease is still settled, which frees the slot.
         """
-        self._over = True
-        self._ends_at = 0.0
+        self._revoked = True
         self.work.cancel()
 
     def still_ours(self) -> bool:
@@ -150,11 +162,12 @@ class HeldLease:
 
         The clock is read, so the result is also right after the process was frozen or the host suspended.
         """
-        return self._clock() < self._ends_at
+        return not self._revoked and not self.ended
 
     def _deadline(self) -> float:
-        """The lease's end as Trio time."""
-        return trio.current_time() + self._ends_at - self._clock()
+        """The latest end of the work as Trio time."""
+        ends_at = trio.current_time() + self._ends_at - self._clock() + ROUNDING_S
+        return min(ends_at, self._work_until)
 
 
 def _end_of(asked_at: float, lease_s: float) -> float:

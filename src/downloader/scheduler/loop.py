@@ -116,7 +116,7 @@ class _Running:
     def stop_begins(self) -> None:
         """Bound the work in flight, and wake the leasing task."""
         for held in self.held:
-            held.work.deadline = self.stop.deadline
+            held.stop(self.stop.deadline)
         self.wake.set()
         self.room.set()
 
@@ -305,15 +305,15 @@ async def _wait_for_room(running: _Running) -> None:
 async def _run_one(
     running: _Running,
     held: HeldLease,
-    work: Callable[[_Running, HeldLease], Awaitable[Settlement]],
+    work: Callable[[_Running, HeldLease], Awaitable[Settlement | None]],
 ) -> None:
     """Work under a lease, settle and report, unless `_hand_back_hung` has reported already."""
     end = LeaseEnd.LOST
     try:
-        with held.scope:
-            held.settlement = await work(running, held)
+        held.settlement = await work(running, held)
+        if held.settlement is not None:
             failpoint("before-complete")
-            end = await _settle(running, held.settlement)
+            end = await _settle(running, held.settlement, held)
             failpoint("after-complete")
             if end is LeaseEnd.CANCELLED:
                 await _discard(running, held.lease)
@@ -328,8 +328,11 @@ async def _run_one(
         running.room.set()
 
 
-async def _work(running: _Running, held: HeldLease) -> Settlement:
-    """Do the work of a lease that has a slot; the lease of cancelled work is handed back."""
+async def _work(running: _Running, held: HeldLease) -> Settlement | None:
+    """Do the work of a lease that has a slot; the lease of cancelled work is handed back.
+
+    `None` if the lease ended before the work.
+    """
     settlement = None
     try:
         if not running.stop.over:
@@ -341,7 +344,9 @@ async def _work(running: _Running, held: HeldLease) -> Settlement:
         # Leave before the settlement: after it, the store may grant the slot to this process again.
         if running.limits.leave(held):
             running.wake.set()
-    return settlement or _released(held.lease)
+    if settlement is None and not held.ended:
+        return _released(held.lease)
+    return settlement
 
 
 async def _refuse(_: _Running, held: HeldLease) -> Settlement:
@@ -402,11 +407,11 @@ async def _discard(running: _Running, lease: Lease) -> None:
             await running.work.discard(lease)
 
 
-async def _settle(running: _Running, settlement: Settlement) -> LeaseEnd:
+async def _settle(running: _Running, settlement: Settlement, held: HeldLease | None = None) -> LeaseEnd:
     """Settle as soon as the store answers; `LOST` also if a stop cannot wait that long.
 
-    For the result of work, `HeldLease.scope` cancels this at the end of the lease, because the store would
-    refuse a later settlement.
+    For the result of work, also if the lease of `held` ends first, because the store would refuse a later
+    settlement.
     """
     backoff_s = BACKOFF_S
     while True:
@@ -417,7 +422,7 @@ async def _settle(running: _Running, settlement: Settlement) -> LeaseEnd:
                 return LeaseEnd.CANCELLED
             case Settled.LEASE_LOST:
                 return LeaseEnd.LOST
-        if trio.current_time() >= running.stop.deadline + HAND_BACK_S:
+        if trio.current_time() >= running.stop.deadline + HAND_BACK_S or (held is not None and held.ended):
             return LeaseEnd.LOST
         await trio.sleep(jittered(backoff_s))
         backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)

@@ -18,11 +18,11 @@ from downloader.config import RedisSettings
 from downloader.errors import StoreError, StoreRefused, StoreUnavailable
 from downloader.groupcommit import CommitAbandoned, GroupCommit
 from downloader.ids import shard_of
+from downloader.jsontext import compact_json
 from downloader.observe import Event, get_logger
 from downloader.store.keys import CLUSTER_SHARDS, LAYOUT_VERSION, Keys
 from downloader.store.scripts import Library, load_library
 from downloader.store.servers import (
-    ENCODING_ERRORS,
     SYNCED_TTL_MS,
     NoAnswer,
     ScriptCall,
@@ -65,8 +65,6 @@ JOINED_CALLS = 8
 REVIVE_S = 0.5
 """Pause between checks of shards that do not answer."""
 
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
-
 
 def shard_count(settings: RedisSettings) -> int:
     """The number of shards of a store."""
@@ -107,7 +105,11 @@ class StoreClient:
         self._durable = settings.durability != "memory"
         self._run_durably = partial(run_script_durably, settings=settings)
         self.joined: GroupCommit[ScriptCall, Any] = GroupCommit(
-            self._run_together, max_batch=JOINED_CALLS, lane=self._lane
+            self._run_together,
+            max_batch=JOINED_CALLS,
+            lane=self._lane,
+            lane_errors=NoAnswer,
+            shield=True,
         )
         self._lanes: dict[int, tuple[int, float]] = {}
         """By shard: the number of the lane for new calls, and the Trio time at which the lane's pipeline
@@ -133,7 +135,7 @@ class StoreClient:
             StoreUnavailable: not carried out, or carried out and the answer was lost.
             StoreRefused: the store refuses the call, and will refuse a repetition.
         """
-        arguments = [_encode(row).encode(errors=ENCODING_ERRORS) for row in (call, *items)]
+        arguments = [compact_json(row) for row in (call, *items)]
         script_call = ScriptCall(self._library, name, shard, self.keys.base(shard), arguments)
         begun_at = trio.current_time()
         try:
@@ -146,16 +148,17 @@ class StoreClient:
             self._timed(name, trio.current_time() - begun_at)
 
     async def _join(self, call: ScriptCall) -> Any:
-        """Run a script in one round trip with others; bounded in time and shielded, as all calls are."""
-        with trio.move_on_after(self._timeout_s, shield=True):
-            try:
-                answer = await self.joined.submit(call)
-            except CommitAbandoned:
-                raise StoreUnavailable("the store's client is closing") from None
-            if isinstance(answer, StoreError):
-                raise answer
-            return answer
-        raise NoAnswer(self._no_reply)
+        """Run a script in one round trip with others; bounded in time and shielded, as all calls are.
+
+        The call waits for one round trip at the most, and fails with that.
+        """
+        try:
+            answer = await self.joined.submit(call)
+        except CommitAbandoned:
+            raise StoreUnavailable("the store's client is closing") from None
+        if isinstance(answer, StoreError):
+            raise answer
+        return answer
 
     def _lane(self, call: ScriptCall) -> tuple[int, int]:
         """The shard's lane; a new lane if an answer is late, so that a lost answer delays no later call."""
