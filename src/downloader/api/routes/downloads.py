@@ -134,6 +134,9 @@ async def read_body(receive: Receive, limit: int, keep: Callable[[int], None]) -
 
 KEY_FIELD = "idempotency_key"
 
+STEP_LINES = 50
+"""Lines that are read before other tasks get a turn: a few milliseconds. A chunk may have ten thousands."""
+
 _START = {
     "type": "http.response.start",
     "status": HTTPStatus.OK,
@@ -225,8 +228,11 @@ async def submit_lines(context: Context, scope: Message, receive: Receive, send:
                 raise
             arrived = list(lines.feed(message["body"], last=not more))
             for start in range(0, len(arrived), MAX_BATCH):
-                await trio.lowlevel.checkpoint()  # the shortest lines of a chunk take half a second together
-                batch = [_read(line, trace, deps, caller) for line in arrived[start : start + MAX_BATCH]]
+                batch: list[_Job | Problem] = []
+                for line in arrived[start : start + MAX_BATCH]:
+                    if len(batch) % STEP_LINES == 0:
+                        await trio.lowlevel.checkpoint()
+                    batch.append(_read(line, trace, deps, caller))
                 response_lines = await _take(batch, intake, deps.counters)
                 if not started:
                     await send(_START)
