@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -95,6 +95,18 @@ async def test_a_taken_key(gcs: Gcs, key_exists: KeyExists) -> None:
         with pytest.raises(StorageRefused, match="a file over 64 MiB cannot have key_exists"):
             await storage.put("k", body(b"", size=64 * 1024 * 1024 + 1, key_exists=key_exists))
     assert gcs.buckets["ours"]["files/k"].data == b"first"
+
+
+async def test_the_size_of_an_object_that_may_not_be_read(gcs: Gcs) -> None:
+    async with ours(gcs) as storage:
+        size = cast("Any", storage).size
+        gcs.scripted["HEAD"] = [(403, False)]
+        with pytest.raises(StorageRefused, match="may not be read"):
+            await size("k")
+        gcs.scripted["HEAD"] = [(400, False)]
+        with pytest.raises(StorageError) as caught:
+            await size("k")
+    assert type(caught.value) is StorageError
 
 
 @pytest.mark.slow

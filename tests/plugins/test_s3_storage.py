@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -115,6 +115,18 @@ async def test_an_object_that_is_there_stays_if_the_job_says_so(
             await storage.put("a/b", bodies[1])
     assert s3.digest(moto, bucket, "a/b") == bodies[left].sha256
     assert s3.uploads(moto, bucket) == []
+
+
+async def test_the_size_of_an_object_that_may_not_be_read(bucket: str, front: Front) -> None:
+    async with opened_storage(open_s3, section(bucket, front.url)) as storage:
+        size = cast("Any", storage).size
+        front.on("HEAD", aws_front.answer(aws_front.response(403)))
+        with pytest.raises(StorageRefused, match="may not be read"):
+            await size("k")
+        front.on("HEAD", aws_front.answer(aws_front.response(400)))
+        with pytest.raises(StorageError) as caught:
+            await size("k")
+    assert type(caught.value) is StorageError
 
 
 @pytest.mark.parametrize("key_exists", [None, "replace"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,10 +18,21 @@ from pydantic import SecretStr
 from downloader.config import RedisSettings, Settings
 from downloader.errors import StorageError, StorageRefused, StoreUnavailable
 from downloader.fetch import CompleteBody
+from downloader.ids import new_id
 from downloader.model import CallbackOutcome, FileFacts, JobSpec, Kind, Outcome, Verdict
+from downloader.scheduler.reaper import DELETION_S, HOLD_S
 from downloader.service.instance import Files
 from downloader.service.shared_files import BEGIN_S, MARK_S, SharedFiles
-from downloader.store import CallbackPlan, Changed, JobStore, Sharing, asyncio_loop, open_store
+from downloader.store import (
+    CLUSTER_SHARDS,
+    CallbackPlan,
+    Changed,
+    JobStore,
+    Keys,
+    Sharing,
+    asyncio_loop,
+    open_store,
+)
 from servers.jobs import closed, downloaded, leased, submitted
 from servers.raw_store import RawStore
 
@@ -153,16 +164,25 @@ async def test_whoever_wants_a_file_that_is_being_deleted_stores_it_again(
     assert await unshare("two", MARK_S, deleted=True) is Sharing.WAIT
     with pytest.raises(StorageError, match="another instance deletes the file"):
         await files.delete(first, SHA256)
+    answers: list[Sharing] = []
     stores: list[bool] = []
+    looked_twice = trio.Event()
+
+    class Noted:
+        async def share_file(self, *args: Any, **more: Any) -> Sharing:
+            answers.append(await store.share_file(*args, **more))
+            if len(answers) == 2:
+                looked_twice.set()
+            return answers[-1]
 
     async def want() -> None:
-        stores.append(await files.share(second, BODY))
+        stores.append(await shared(cast("Any", Noted()), disk).share(second, BODY))
+        looked_twice.set()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(want)
-        while raw.command("SCARD", raw.key("sharers", _file_of(raw))) < 2:
-            await trio.lowlevel.checkpoint()
-        assert not stores
+        await looked_twice.wait()
+        assert answers == [Sharing.WAIT] * 2
         disk.sizes.clear()
         assert await unshare("one", MARK_S, deleted=True) is Sharing.KEPT
     assert stores == [True]
@@ -187,6 +207,8 @@ async def test_a_deletion_that_would_begin_late_does_not(store: JobStore, raw: R
     assert disk.sizes
     left_ms = raw.command("PTTL", raw.key("deleting", _file_of(raw)))
     assert BEGIN_S < left_ms / 1000 <= MARK_S
+    assert DELETION_S <= BEGIN_S
+    assert MARK_S < HOLD_S, "the next reaper finds no mark of a dead one"
 
 
 async def test_the_store_s_errors_are_the_storage_s() -> None:
@@ -198,6 +220,34 @@ async def test_the_store_s_errors_are_the_storage_s() -> None:
     spec = JobSpec(id="NSb4FOAs9fVaQw", aggr_id="a", aggr_limit=1, url="http://h/", key=KEY)
     with pytest.raises(StorageError, match="no answer"):
         await shared(cast("Any", Away()), Disk()).share(spec, BODY)
+
+
+async def test_on_a_cluster_the_job_s_shard_knows_first() -> None:
+    """So that the end of the job finds a file that it is counted for, whoever dies between the two."""
+    calls: list[tuple[int, set[str]]] = []
+
+    class Shards:
+        keys = Keys(prefix="p", shards=CLUSTER_SHARDS)
+        answer = "shared"
+
+        async def run(self, _: str, shard: int, call: Mapping[str, Any], *, durable: bool) -> str:
+            await trio.lowlevel.checkpoint()
+            assert durable
+            calls.append((shard, set(call)))
+            return self.answer
+
+    client: Any = Shards()
+    store = JobStore(client)
+    job_id = new_id(3, CLUSTER_SHARDS)
+    assert await store.share_file(job_id, "key", SHA256) is Sharing.SHARED
+    [of_job, of_file] = calls
+    assert of_job == (3, {"id", "digest"})
+    assert of_file == (of_file[0], {"id", "file", "ours"})
+    assert of_file[0] != 3
+    client.answer = "over"
+    calls.clear()
+    assert await store.share_file(job_id, "key", SHA256) is Sharing.OVER
+    assert calls == [of_job]
 
 
 # The way of the digest through the job's records
@@ -312,7 +362,11 @@ class Process:
         return answer
 
     async def unshare_file(self, *args: Any, **more: Any) -> Sharing:
-        return await self._ask(self.store.unshare_file, *args, **more)
+        answer = await self._ask(self.store.unshare_file, *args, **more)
+        if answer is Sharing.DELETE:
+            for _ in range(self.turns.rng.randrange(20)):
+                await self.turns.turn(may_die=False)
+        return answer
 
     async def _ask(self, call: Callable[..., Awaitable[Sharing]], *args: Any, **more: Any) -> Sharing:
         await self.turns.turn()
@@ -344,7 +398,7 @@ class Life:
         files = SharedFiles(
             store=cast("Any", self.process), storage=cast("Any", self.process), clock=lambda: turns.now
         )
-        await self._idle(30)
+        await self._idle(60)
         await self._insist(partial(self._store, files))
         self.is_kept = True
         await self._idle(10)
@@ -377,7 +431,7 @@ async def test_a_file_is_there_if_and_only_if_a_kept_job_has_it(
     store: JobStore, raw: RawStore, seed: int
 ) -> None:
     rng = random.Random(seed)
-    for is_foreign in (False, True) * 3:
+    for is_foreign in (False, False, True) * 4:
         disk, turns = Disk(), Turns(rng)
         key = f"{seed} {is_foreign} {rng.random()}/{{sha256}}"
         lives = []
