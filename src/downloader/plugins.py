@@ -42,7 +42,7 @@ REASON_CHARS = 500
 KINDS = {NOTIFIERS: "notifier", STORAGES: "storage", BUCKETS: "buckets"}
 
 _PACKAGES: Mapping[tuple[str, str], tuple[str, str]] = {
-    (NOTIFIERS, "kafka"): ("aiokafka", "kafka"),
+    (NOTIFIERS, "kafka"): ("confluent_kafka", "kafka"),
     (NOTIFIERS, "sqs"): ("boto3", "aws"),
     (STORAGES, "s3"): ("boto3", "aws"),
     (BUCKETS, "s3"): ("boto3", "aws"),

@@ -408,7 +408,7 @@ def test_the_addresses_of_a_running_service_are_no_settings(
 @pytest.mark.parametrize(
     ("table", "package", "extra"),
     [
-        ("[backends.kafka]", "aiokafka", "kafka"),
+        ("[backends.kafka]", "confluent_kafka", "kafka"),
         ('[processor.filestorage]\ntype = "s3"', "boto3", "aws"),
         ('[processor.s3]\nbuckets = ["shop-*"]', "boto3", "aws"),
     ],

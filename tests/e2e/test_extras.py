@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.ma
 
 AWS = "needs the package boto3: pip install 'downloader-service[aws]'"
 SECTIONS = {
-    "backends.kafka": "needs the package aiokafka: pip install 'downloader-service[kafka]'",
+    "backends.kafka": "needs the package confluent_kafka: pip install 'downloader-service[kafka]'",
     "backends.sqs": AWS,
     "processor.filestorage": AWS,
     "processor.s3": AWS,

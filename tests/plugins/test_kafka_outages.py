@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from downloader.errors import PluginError
 from downloader.notify import Checkable, Delivered, Notifier, Result, RetryLater
 from downloader_plugins.kafka import open_kafka
 from servers.kafka import Tansu, create_topic, read_topic
-from servers.kafka_notifier import payload, proxied
+from servers.kafka_notifier import eventually_delivered, payload, proxied
 from servers.kafka_proxy import METADATA, NOT_LEADER, PRODUCE, KafkaProxy, open_kafka_proxy
 from servers.loopback import serving, silence
 from servers.plugins import opened_notifier
@@ -47,17 +47,6 @@ async def opened(section: dict[str, Any]) -> AsyncIterator[Notifier]:
         gc.collect()  # what was forgotten warns now, and warnings are errors
 
 
-async def eventually_delivered(notifier: Notifier, name: str = "jobs", *, seconds: float = 15.0) -> None:
-    """Deliver as the service does: again while the result is `RetryLater`."""
-    result: Result | None = None
-    with trio.move_on_after(seconds):
-        while (result := await notifier.deliver(name, payload("at last"))) != Delivered():
-            assert isinstance(result, RetryLater), result
-            await trio.sleep(0.05)  # the answer comes at once while there is no connection
-        return
-    raise AssertionError(result)
-
-
 async def answer_within(seconds: float, notifier: Notifier) -> Result:
     with trio.fail_after(seconds):
         return await notifier.deliver("jobs", payload())
@@ -72,7 +61,8 @@ async def test_a_dead_broker_at_the_start(caplog: pytest.LogCaptureFixture) -> N
         with broker:
             await eventually_delivered(notifier)
     # Told once, not for each attempt.
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+    # The last one may be that the broker has ended.
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING][:2] == [
         f"not connected to Kafka: {broker.servers}: Connection refused",
         "connected to Kafka again",
     ]
@@ -211,8 +201,9 @@ async def test_an_unknown_topic_is_distinguished_from_a_silent_broker() -> None:
             name: RetryLater(f"{name}: there is no such topic") for name in ("nowhere", "neither")
         }
         proxy.deaf = True
-        await deliver("nowhere")
-        assert results["nowhere"] == RetryLater("nowhere: the broker did not answer in time")
+        await deliver("elsewhere")
+        assert isinstance(result := results["elsewhere"], RetryLater)
+        assert "in time" in result.reason
         proxy.deaf = False
         proxy.drop()
         await create_topic(broker, "nowhere", partitions=1)
@@ -231,19 +222,23 @@ def notifier_to(notifier: Notifier, name: str) -> Notifier:
 
 async def test_names_that_are_no_topics_are_forgotten() -> None:
     """Jobs may come with any number of them, and the client would ask for each, again and again."""
-    async with proxied({"timeout": 2}) as (proxy, broker, notifier):
+    async with proxied({"timeout": 4}) as (proxy, broker, notifier):
         await create_topic(broker, "here", partitions=1)
-        assert await answer_within(AT_ONCE_S, notifier_to(notifier, "here")) == Delivered()
         proxy.no_new_topics = True
         async with trio.open_nursery() as nursery:
-            for number in range(30):
+            for number in range(120):
                 nursery.start_soon(notifier.deliver, f"nowhere-{number}", payload())
-        session = notifier.link.session  # type: ignore[attr-defined]
-        assert session._producer.client._topics == {"here"}
+        await eventually_delivered(notifier, "here")
+        proxy.metadata_bytes = 0
+        await eventually_delivered(notifier, "here")
+        while not proxy.metadata_bytes:  # noqa: ASYNC110 - librdkafka asks each second or so
+            await trio.sleep(0.1)
+        assert proxy.metadata_bytes < 200
 
 
 async def garbage(stream: trio.SocketStream) -> None:
-    async for _ in stream:
+    with suppress(trio.BrokenResourceError):
+        await stream.receive_some(1)
         await stream.send_all(b"\0\0\0\x08HTTP/1.1 400 Bad Request\r\n\r\n")
 
 
@@ -257,7 +252,9 @@ async def test_a_server_that_is_no_broker_is_tried_again(handler: Any) -> None:
         for _ in range(3):
             result = await answer_within(AT_ONCE_S, notifier)
             assert isinstance(result, RetryLater)
-            assert result.reason.startswith(f"not connected to Kafka: 127.0.0.1:{port}: ")
+            assert (
+                f"not connected to Kafka: 127.0.0.1:{port}: " in result.reason or "in time" in result.reason
+            )
 
 
 async def test_a_name_that_cannot_be_resolved() -> None:

@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 
-from downloader.notify import Notifier, Payload
+import trio
+
+from downloader.notify import Delivered, Notifier, Payload, Result, RetryLater
 from downloader_plugins.kafka import open_kafka
 from servers.kafka import Tansu
 from servers.kafka_proxy import KafkaProxy, open_kafka_proxy
@@ -40,3 +42,14 @@ async def proxied(
                 open_kafka, {"bootstrap_servers": proxy.servers, **section}
             ) as notifier:
                 yield proxy, broker, notifier
+
+
+async def eventually_delivered(notifier: Notifier, name: str = "jobs", *, seconds: float = 15.0) -> None:
+    """Deliver as the service does: again while the result is `RetryLater`."""
+    result: Result | None = None
+    with trio.move_on_after(seconds):
+        while (result := await notifier.deliver(name, payload("at last"))) != Delivered():
+            assert isinstance(result, RetryLater), result
+            await trio.sleep(0.05)  # the answer comes at once while there is no connection
+        return
+    raise AssertionError(result)

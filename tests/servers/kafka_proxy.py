@@ -13,7 +13,7 @@ import ssl
 import struct
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -22,6 +22,8 @@ from downloader.testing import TcpProxy
 from downloader.testing.tcp_proxy import Link, serving
 
 PRODUCE, METADATA, SASL_HANDSHAKE, SASL_AUTHENTICATE = 0, 3, 17, 36
+METADATA_VERSION, PRODUCE_VERSION = 12, 10
+"""The versions that librdkafka and tansu agree on."""
 NOT_LEADER, MESSAGE_TOO_LARGE, NOT_ENOUGH_REPLICAS = 6, 10, 19
 TOPIC_AUTHORIZATION_FAILED, SASL_AUTHENTICATION_FAILED = 29, 58
 ITERATIONS = 4096
@@ -65,6 +67,8 @@ class KafkaProxy(TcpProxy):
         """Whether answers are lost."""
         self.no_new_topics = False
         """A topic that is not there is not made either."""
+        self.metadata_bytes = 0
+        """Size of the last request for metadata."""
         self.asked: Counter[int] = Counter()
         """Requests by API key."""
 
@@ -86,15 +90,25 @@ class KafkaProxy(TcpProxy):
         """The request that passes; none if the proxy responds."""
         key, version, correlation = struct.unpack_from(">hhi", frame)
         self.asked[key] += 1
+        if key == METADATA:
+            self.metadata_bytes = len(frame)
         if key in (SASL_HANDSHAKE, SASL_AUTHENTICATE):
-            await link.client.send_all(_framed(frame[4:8] + self._sasl(link, key, version, frame)))
+            response = _framed(frame[4:8] + self._sasl(link, key, version, frame))
+            with suppress(trio.BusyResourceError):  # the response before is not yet quite sent
+                await link.client.send_all(response)
+                return b""
+            await trio.sleep(0.01)
+            await link.client.send_all(response)
             return b""
         if self.users and not link.let_in and key in (PRODUCE, METADATA):
             raise trio.BrokenResourceError
         link.pending[correlation] = (key, len(frame))
-        # allow_auto_topic_creation is the last field.
-        closed = self.no_new_topics and key == METADATA and version in (4, 5)
-        return frame[:-1] + b"\0" if closed else frame
+        if self.no_new_topics and key == METADATA:
+            assert version == METADATA_VERSION
+            # allow_auto_topic_creation is followed by one more flag and by no tags.
+            return frame[:-3] + b"\0" + frame[-2:]
+        assert key != PRODUCE or version == PRODUCE_VERSION
+        return frame
 
     def _reply(self, link: _Link, frame: bytes) -> bytes:
         key, size = link.pending.pop(*struct.unpack_from(">i", frame))
@@ -110,10 +124,10 @@ class KafkaProxy(TcpProxy):
             code = MESSAGE_TOO_LARGE
         if not code:
             return frame
-        topics, name = struct.unpack_from(">ih", frame, 4)
-        (partitions,) = struct.unpack_from(">i", frame, 10 + name)
-        assert (topics, partitions) == (1, 1), "judges requests of one batch only"
-        at = 18 + name
+        # Lengths in one byte, plus one: of the topics, of the name, of the partitions.
+        name = frame[6] - 1
+        assert (frame[5], frame[7 + name]) == (2, 2), "judges requests of one batch only"
+        at = 12 + name
         return frame[:at] + struct.pack(">h", code) + frame[at + 2 :]
 
     def _sasl(self, link: _Link, key: int, version: int, frame: bytes) -> bytes:

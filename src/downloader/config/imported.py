@@ -80,7 +80,6 @@ _EXPECTED: Mapping[type, str] = {str: "a string", float: "a number", dict: "an o
 _LARGEST = 1e15
 """Bound of numbers: larger than any reasonable value."""
 
-_COMPRESSORS = ("snappy", "lz4", "zstd")
 _BACKENDS = ("http", "kafka", "sqs", "storage")
 
 _T = TypeVar("_T")
@@ -383,12 +382,7 @@ def _timeout(key: str, value: Any) -> tuple[Any, str]:
     return _in_seconds(milliseconds, "milliseconds")
 
 
-def _compression(key: str, value: Any) -> tuple[Any, str]:
-    return (value, f"{value} needs the package cramjam") if value in _COMPRESSORS else _renamed(key, value)
-
-
 _KAFKA_VALUES: Mapping[str, Callable[[str, Any], tuple[Any, str]]] = {
-    "compression_type": _compression,
     "security_protocol": lambda _, value: (str(value).upper(), ""),
     "ssl_check_hostname": lambda _, value: (str(value).lower() != "none", ""),
     "timeout": _timeout,
