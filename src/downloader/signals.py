@@ -31,12 +31,12 @@ def stop_signals(*numbers: signal.Signals, within_s: float) -> Iterator[AsyncIte
 
 def _set_timer_first(number: signal.Signals, within_s: float) -> None:
     """Wrap the signal's handler: set the timer, then call the handler."""
-    then = signal.getsignal(number)
-    assert callable(then), "Trio has just set it"
+    trio_handler = signal.getsignal(number)
+    assert callable(trio_handler), "Trio has just set it"
 
     def handle(received: int, frame: FrameType | None) -> None:
         set_kill_timer(within_s)
-        then(received, frame)
+        trio_handler(received, frame)
 
     signal.signal(number, handle)
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from servers.fleet import job_for, open_fleet
 from servers.origin import Origin
@@ -73,9 +71,8 @@ async def test_one_trace_from_the_post_to_the_callback(
     with collector() as (endpoint, spans):
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "60000"}
         async with open_fleet(folder, server, {"processor": {"max_retries": 0}}) as fleet:
-            async with trio.open_nursery() as nursery:
-                for role in ("api", "processor", "notifier"):
-                    nursery.start_soon(partial(fleet.start, role, environ=environ))
+            roles = ("api", "processor", "notifier")
+            await fleet.start_all(*roles, **{role: {"environ": environ} for role in roles})
             fleet.client.headers["traceparent"] = f"00-{TRACE}-{CLIENT}-01"
             good = await fleet.post(
                 **job_for(origin.url("/bytes/10?token=s3cret"), sink.url("/ok?key=s3cret"))

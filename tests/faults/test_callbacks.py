@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from servers.fleet import (
     ASIDE_MAX_S,
@@ -18,7 +17,6 @@ from servers.fleet import (
     BRIEF,
     RECOVERY_S,
     History,
-    Running,
     Tables,
     job_for,
     open_fleet,
@@ -44,17 +42,10 @@ async def test_f3_a_notifier_that_dies_gives_one_id(
 ) -> None:
     deliveries = DELIVERIES[point]
     async with open_fleet(folder, server, BRIEF) as fleet:
-        victim: list[Running] = []
-
-        async def start_victim() -> None:
-            victim.append(await fleet.start("notifier", environ={"DOWNLOADER_FAILPOINT": point}))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(start_victim)
-            nursery.start_soon(fleet.start, "processor")
-            nursery.start_soon(fleet.start, "api")
+        failing = {"environ": {"DOWNLOADER_FAILPOINT": point}}
+        victim, *_ = await fleet.start_all("notifier", "processor", "api", notifier=failing)
         job_id = await fleet.post(**job_for(origin.url("/bytes/10"), sink.url()))
-        assert await victim[0].wait() == -signal.SIGKILL
+        assert await victim.wait() == -signal.SIGKILL
         died_at = time.monotonic()
         again = await fleet.start("notifier")
         if point != "after-complete":

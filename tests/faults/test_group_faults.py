@@ -27,7 +27,7 @@ from downloader.store import (
     open_store,
 )
 from downloader.wire import Group
-from servers.fleet import BRIEF, Running, job_for, open_fleet
+from servers.fleet import BRIEF, job_for, open_fleet
 from servers.jobs import downloaded, spec_for
 from servers.origin import Origin
 from servers.sink import Sink
@@ -51,21 +51,15 @@ async def test_f38_who_ends_the_last_job_or_sends_the_callback_dies(
 ) -> None:
     role, point, deliveries = case
     async with open_fleet(folder, server, BRIEF) as fleet:
-        victim: list[Running] = []
-
-        async def start_victim() -> None:
-            victim.append(await fleet.start(role, environ={"DOWNLOADER_FAILPOINT": point}))
-
         await fleet.start("api")
         job = job_for(origin.url("/bytes/10"), "", callback_type="none", callback_dst=None)
         await fleet.post(**job | {"group": "g"})
         callback = {"callback_type": "http", "callback_dst": sink.url(), "extra": "x"}
         assert (await fleet.client.post("/groups/g", json=callback)).status_code == 200
         assert (await fleet.client.post("/groups/g/seal")).json()["state"] == "sealed"
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(start_victim)
-            nursery.start_soon(fleet.start, "notifier" if role == "processor" else "processor")
-        assert await victim[0].wait() == -signal.SIGKILL
+        failing = {role: {"environ": {"DOWNLOADER_FAILPOINT": point}}}
+        victim, _ = await fleet.start_all(role, "notifier" if role == "processor" else "processor", **failing)
+        assert await victim.wait() == -signal.SIGKILL
         again = await fleet.start(role)
         if point != "after-complete" or role == "processor":
             await sink.until(lambda: len(sink.received) == deliveries)

@@ -20,7 +20,6 @@ from servers.fleet import (
     RECOVERY_S,
     Fleet,
     History,
-    Running,
     job_for,
     merged,
     open_fleet,
@@ -99,17 +98,10 @@ async def test_f2_killed_at_a_named_point(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, point: str
 ) -> None:
     async with open_fleet(folder, server, BRIEF) as fleet:
-        victim: list[Running] = []
-
-        async def start_victim() -> None:
-            victim.append(await fleet.start("processor", environ={"DOWNLOADER_FAILPOINT": point}))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(start_victim)
-            nursery.start_soon(fleet.start, "api")
-            nursery.start_soon(fleet.start, "notifier")
+        failing = {"environ": {"DOWNLOADER_FAILPOINT": point}}
+        victim, *_ = await fleet.start_all("processor", "api", "notifier", processor=failing)
         job_id = await fleet.post(**job_for(origin.url("/bytes/1000"), sink.url()))
-        assert await victim[0].wait() == -signal.SIGKILL
+        assert await victim.wait() == -signal.SIGKILL
         died_at = time.monotonic()
         await fleet.start("processor")
         [callback] = await sink.heard_of(job_id)

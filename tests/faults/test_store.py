@@ -6,7 +6,6 @@ import json
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from servers.fleet import (
     SLACK_S,
     SWEEP_S,
     History,
-    Running,
     job_for,
     merged,
     open_fleet,
@@ -77,12 +75,8 @@ async def test_f4_lost_replies_lease_and_finish_nothing_twice(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, proxy: FaultProxy
 ) -> None:
     async with open_fleet(folder, server) as fleet:
-        far = {"redis": {"url": proxy.url}}
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(fleet.start, "processor", tables=far))
-            nursery.start_soon(fleet.start, "api")
-            nursery.start_soon(partial(fleet.start, "notifier", tables=far))
+        far = {"tables": {"redis": {"url": proxy.url}}}
+        await fleet.start_all("processor", "api", "notifier", processor=far, notifier=far)
         await sink.heard_of(await fleet.post(**job_for(origin.url("/bytes/1"), sink.url())))
         proxy.lose_reply_to = first_call("lease", "finish", "close_callback")
         ids = await fleet.post_all([job_for(origin.url("/bytes/2"), sink.url(), limit=3) for _ in range(6)])
@@ -112,15 +106,8 @@ async def test_f8_a_black_hole_ends_work_before_its_lease(
 
     origin.on("/long", handler)
     async with open_fleet(folder, server, BRIEF) as fleet:
-        cut: list[Running] = []
-
-        async def start_cut() -> None:
-            cut.append(await fleet.start("processor", tables={"redis": {"url": proxy.url}}))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(start_cut)
-            nursery.start_soon(fleet.start, "api")
-            nursery.start_soon(fleet.start, "notifier")
+        far = {"tables": {"redis": {"url": proxy.url}}}
+        cut, *_ = await fleet.start_all("processor", "api", "notifier", processor=far)
         job_id = await fleet.post(**job_for(origin.url("/long"), sink.url()))
         await origin.seen("/long")
         proxy.black_hole = True
@@ -131,8 +118,8 @@ async def test_f8_a_black_hole_ends_work_before_its_lease(
         await sink.heard_of(job_id)
         # The first request had ended before the second one arrived, so the limit of 1 held.
         assert origin.peak["/long"] == 1
-        await cut[0].event("lease.not_renewed")
-        await cut[0].event("lease.lost", job_id=job_id)
+        await cut.event("lease.not_renewed")
+        await cut.event("lease.lost", job_id=job_id)
         await trio.sleep(max(0.0, 2 * LEASE_S - (time.monotonic() - cut_at)))  # F8 cuts it off for two leases
         proxy.heal()
         await fleet.running[-1].stop()
@@ -149,11 +136,8 @@ async def test_f8_latency_and_resets_lose_nothing(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, proxy: FaultProxy
 ) -> None:
     async with open_fleet(folder, server) as fleet:
-        far = {"redis": {"url": proxy.url}}
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(fleet.start, "processor", tables=far))
-            nursery.start_soon(fleet.start, "api")
-            nursery.start_soon(partial(fleet.start, "notifier", tables=far))
+        far = {"tables": {"redis": {"url": proxy.url}}}
+        await fleet.start_all("processor", "api", "notifier", processor=far, notifier=far)
         proxy.delay_s = 0.05
         calls = iter(range(1, 10**9))
         proxy.lose_reply_to = lambda _: next(calls) % 50 == 0

@@ -267,17 +267,17 @@ class Fleet:
             self.client.base_url = httpx2.URL(f"http://127.0.0.1:{port}")
         return one
 
-    async def start_all(self, *roles: str) -> list[Running]:
-        """Start several at once, in order of the answer."""
-        found: dict[int, Running] = {}
+    async def start_all(self, *roles: str, **options: Mapping[str, Any]) -> list[Running]:
+        """Start several processes at the same time; `options` are keywords of `start` by role."""
+        processes: dict[int, Running] = {}
 
-        async def one(index: int, role: str) -> None:
-            found[index] = await self.start(role)
+        async def start_one(index: int, role: str) -> None:
+            processes[index] = await self.start(role, **options.get(role, {}))
 
         async with trio.open_nursery() as nursery:
             for index, role in enumerate(roles):
-                nursery.start_soon(one, index, role)
-        return [found[index] for index in range(len(roles))]
+                nursery.start_soon(start_one, index, role)
+        return [processes[index] for index in range(len(roles))]
 
     async def post(self, **job: Any) -> str:
         """Have a job accepted; returns the id."""

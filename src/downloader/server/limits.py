@@ -43,7 +43,7 @@ class Limits:
     """From the first byte of a head to the end of the head; for the first head from connecting, TLS
     included."""
     idle_s: float = 60.0
-    """Between two requests: longer than the 30 s for which pooling clients commonly keep a connection."""
+    """Time between two requests; longer than the 30 s for which pooling clients often keep a connection."""
     body_grace_s: float = 10.0
     """Time for a body in addition to the time at `body_rate`; a slower body is answered 408."""
     body_rate: int = 1024

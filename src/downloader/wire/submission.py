@@ -66,7 +66,7 @@ class DownloadRequest(TypedDict, total=False):
             str, Field(min_length=1, max_length=MAX_AGGREGATION_CHARS), _described(examples=["example.org"])
         ]
     ]
-    """The aggregation: a group of jobs with a common limit, usually all jobs of one origin. Printable
+    """Name of the aggregation: the jobs that share limits, usually all jobs of one origin. Printable
     characters."""
     aggr_limit: Required[Annotated[Limit, _described(examples=[4])]]
     """At most this many downloads of the aggregation at once, over all instances. The newest accepted job's

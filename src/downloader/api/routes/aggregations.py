@@ -148,8 +148,8 @@ async def show(context: Context, aggr_id: str) -> Aggregation:
 async def pause_all(context: Context) -> AllAggregations:
     """Pause all aggregations.
 
-    At once over the fleet, until `paused` is set to `false`; also of aggregations that come later. Their own
-    pauses stay. A token needs all aggregations.
+    Applies to the fleet at once, and to later aggregations, until `paused` is set to `false`. Pauses of
+    single aggregations do not change. A token needs all aggregations.
     """
     try:
         change = AllAggregations.model_validate(parse_object(await request.data))
@@ -176,8 +176,8 @@ async def pause_all(context: Context) -> AllAggregations:
 async def adjust(context: Context, aggr_id: str) -> Aggregation:
     """Change an aggregation.
 
-    At once over the fleet. A merge patch (RFC 7396): `null` undoes what was set. What is set stays until
-    then, also before the aggregation's first job and after its last one.
+    Applies to the fleet at once. The body is a merge patch (RFC 7396): `null` clears a value. A value stays
+    until then, also before the aggregation's first job and after its last job.
     """
     changes = _changes(await request.data)
     visible = can_be_named(aggr_id) and visible_aggregations()(aggr_id)
@@ -190,7 +190,7 @@ async def adjust(context: Context, aggr_id: str) -> Aggregation:
     "DELETE",
     "/aggregations/<aggregation:aggr_id>/jobs",
     scope="submit",
-    responses={HTTPStatus.ACCEPTED: ResponseSpec("So many are cancelled.", CancelledJobs)},
+    responses={HTTPStatus.ACCEPTED: ResponseSpec("The number of cancelled jobs.", CancelledJobs)},
     problems={
         HTTPStatus.NOT_FOUND: "no job of the token can be in this aggregation",
         HTTPStatus.CONFLICT: "a job is encrypted with a key that this instance does not have",
@@ -199,8 +199,8 @@ async def adjust(context: Context, aggr_id: str) -> Aggregation:
 async def cancel_jobs(context: Context, aggr_id: str) -> CancelledJobs:
     """Cancel all jobs of an aggregation.
 
-    Those that wait or are in flight, in batches, each of them whole, for some seconds. Repeat the request
-    until it is `complete`. Each callback reports the `error_code` `cancelled`.
+    Cancels pending and running jobs in batches, for some seconds. Repeat the request until the response is
+    `complete`. Each callback reports the `error_code` `cancelled`.
     """
     if not (can_be_named(aggr_id) and visible_aggregations()(aggr_id)):
         raise Refused(_UNKNOWN)
@@ -225,7 +225,7 @@ async def cancel_jobs(context: Context, aggr_id: str) -> CancelledJobs:
     responses={HTTPStatus.OK: ResponseSpec("The largest first.", list[AggregationSize])},
 )
 async def sizes(context: Context) -> list[AggregationSize]:
-    """Aggregations that have work."""
+    """List aggregations with the number of pending jobs."""
     allowed = visible_aggregations()
     pending = await context.search.sizes.get()
     return [

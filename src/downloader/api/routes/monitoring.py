@@ -43,7 +43,7 @@ Series = Mapping[str, Mapping[str, int]]
     },
 )
 async def heartbeat(context: Context) -> Response:
-    """For load balancers.
+    """Tell a load balancer whether to send requests here.
 
     Each method gets the same response: load balancers send `GET`, `HEAD` or `OPTIONS`.
     """
