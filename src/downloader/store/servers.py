@@ -226,9 +226,15 @@ class Servers:
         """Make an asyncio call, shielded from cancellation and bounded in time; maps exceptions."""
         try:
             with trio.move_on_after(self._timeout_s, shield=True):
-                async with self._room:
+                try:
+                    self._room.acquire_nowait()  # `acquire` would give all other tasks a turn first
+                except trio.WouldBlock:
+                    await self._room.acquire()
+                try:
                     result: T = await aio_as_trio(call)()
                     return result
+                finally:
+                    self._room.release()
         except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
             raise as_store_error(error) from error
         except TypeError as error:
