@@ -62,9 +62,6 @@ TABLES: dict[str, dict[str, Any]] = {
 
 Look = Callable[[httpx2.AsyncClient, int, str], Awaitable[Record | GroupRecord | None]]
 
-NO_STORE = frozenset([Kind.CUT, Kind.RESET, Kind.LOSE])
-"""A process that is being started may end because of these, as if there were no store."""
-
 
 @dataclass
 class Member:
@@ -76,8 +73,6 @@ class Member:
     proxy: FaultProxy
     running: Running | None = None
     frozen: bool = False
-    cut_off: bool = False
-    """Whether replies from the store may be lost."""
     meant: bool = False
     """Whether the process ends because of a fault that we caused."""
     pause_s: float = _RESTART_S
@@ -134,14 +129,17 @@ class Chaos:
         while not self.over:
             tables = {"redis": self.stores.settings(member.proxy)}
             async with self.starting:  # the fleet numbers its processes
-                # It may refuse to start without its store, and the link may still be cut from the last fault.
-                member.meant = member.cut_off or not self.store_up
+                member.meant = False
                 running = await self.fleet.start(member.role, *member.arguments, tables=tables, ready=False)
             member.running = running
-            member.meant = member.meant or not self.store_up
             status = await running.process.wait()
             member.running, member.frozen = None, False
-            if not (member.meant or self.over):
+            refused = False
+            if not running.events("service.started"):
+                # A process that starts while its store does not answer ends with this message.
+                await running.ended.wait()
+                refused = "cannot reach the store" in running.tail()
+            if not any((member.meant, self.over, refused)):
                 self.history.complaints.append(f"{running.name} ended with {status}: {running.tail()}")
             await trio.sleep(member.pause_s)
             member.pause_s = _RESTART_S
@@ -165,8 +163,6 @@ class Chaos:
             if member.running is None:
                 self.say(f"{fault}: not there")
                 return
-            if fault.kind in NO_STORE and not member.running.events("service.started"):
-                member.meant = True
             await self._to_member(fault, member, member.running)
         self.done[fault.kind] += 1
 
@@ -176,12 +172,12 @@ class Chaos:
             with suppress(OSError):
                 await trio.to_thread.run_sync(node.command, "FUNCTION", "FLUSH")
             return
-        self._store_is(up=False)
+        self.store_up = False
         match fault.kind:
             case Kind.STORE_KILL:
                 node.kill()
                 await trio.sleep(fault.for_s)
-                await trio.to_thread.run_sync(node.start)
+                await trio.to_thread.run_sync(self.stores.start, node)
             case Kind.STORE_MOVE:
                 await trio.to_thread.run_sync(self.stores.move)
                 # Open connections still lead to the old primary, which answers READONLY.
@@ -191,7 +187,7 @@ class Chaos:
                 node.freeze()
                 await trio.sleep(fault.for_s)
                 node.thaw()
-        self._store_is(up=True)
+        self.store_up = True
 
     async def _resume(self) -> None:
         """Measure the time until the next callback arrives."""
@@ -199,12 +195,6 @@ class Chaos:
         with suppress(trio.TooSlowError):
             await self.load.sink.until(lambda: len(self.load.sink.received) > before, seconds=SETTLE_S)
         self.resumed_s.append(time.monotonic() - began)
-
-    def _store_is(self, *, up: bool) -> None:
-        self.store_up = up
-        for member in self.members.values():
-            if member.running and not member.running.events("service.started"):
-                member.meant = True
 
     async def _to_member(self, fault: Fault, member: Member, running: Running) -> None:
         proxy = member.proxy
@@ -226,10 +216,9 @@ class Chaos:
                 member.meant, member.pause_s = True, fault.for_s
                 await self.stop_member(running)
             case Kind.CUT:
-                proxy.black_hole = member.cut_off = True
+                proxy.black_hole = True
                 await trio.sleep(fault.for_s)
                 proxy.heal()
-                member.cut_off = False
             case Kind.DELAY:
                 proxy.delay_s = 0.1
                 await trio.sleep(fault.for_s)
@@ -239,10 +228,8 @@ class Chaos:
             case Kind.LOSE:
                 rng = random.Random(fault.at_s)
                 proxy.lose_reply_to = lambda _: rng.random() < 0.05
-                member.cut_off = True
                 await trio.sleep(fault.for_s)
                 proxy.lose_reply_to = lambda _: False
-                member.cut_off = False
             case _:
                 raise AssertionError(fault)
 

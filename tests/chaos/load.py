@@ -286,7 +286,9 @@ class Load:
                 if kind == "halting":
                     await exchange.send(first[: len(first) // 2])
                     first = first[len(first) // 2 :]
-                await trio.sleep(pause_s)
+                with trio.move_on_after(pause_s):
+                    # Until the peer closes the connection, which it does when its lease has ended.
+                    await trio.lowlevel.wait_readable(exchange.raw.socket)
                 await exchange.send(first[:-1])
             finally:
                 self.slots.leave(group, exchange)

@@ -44,6 +44,13 @@ class Stores:
             for client in clients:
                 client.close()
 
+    def start(self, node: Valkey) -> None:
+        """Start a primary again; returns once it serves its keys."""
+        node.start()
+        with _client(node) as client:
+            if self.clustered:
+                until(lambda: "cluster_state:ok" in client.execute_command("CLUSTER", "INFO"), "a cluster")
+
     def overdue(self) -> Sequence[tuple[str, str, float]]:
         """Leases that ended and were not swept: kind, name, and seconds since then by the store's clock."""
         shards = range(CLUSTER_SHARDS if self.clustered else 1)
