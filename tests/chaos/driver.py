@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,11 +18,10 @@ import httpx2
 import redis
 import trio
 
-from chaos.history import GroupRecord, History, Record, judge
+from chaos.history import History, judge
 from chaos.job_groups import JobGroups
 from chaos.load import Load
 from chaos.reading import (
-    look,
     look_at_group,
     read_fleet,
     read_groups,
@@ -59,8 +58,6 @@ TABLES: dict[str, dict[str, Any]] = {
     # Many quick retries: the receiver never fails for long, but this machine may be slow.
     "notifier": {"retry_schedule": [0.2] * 20, "concurrency": 16},
 }
-
-Look = Callable[[httpx2.AsyncClient, int, str], Awaitable[Record | GroupRecord | None]]
 
 
 @dataclass
@@ -264,18 +261,20 @@ class Chaos:
                         self.late[lease] = max(late_s, self.late.get(lease, 0.0))
 
     async def settle(self) -> None:
-        """Wait until every accepted job and every group of jobs has ended, callbacks included."""
-        left: set[tuple[Look, str]] = {(look, job_id) for job_id in self.load.accepted}
-        left |= {(look_at_group, name) for name in self.history.job_groups}
+        """Wait until all tasks in the store have ended, and all groups of jobs are complete."""
+        left: set[str] = set(self.history.job_groups)
         with trio.move_on_after(SETTLE_S) as scope:
             async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
-                while left:
-                    for ask, name in list(left):
+                received = 0
+                while left or (await trio.to_thread.run_sync(self.stores.unfinished)) > 0:
+                    for name in list(left):
                         await _until(lambda: bool(self.apis()))
-                        record = await ask(client, self.apis()[0], name)
+                        record = await look_at_group(client, self.apis()[0], name)
                         if record is not None and record.callback in ("succeeded", "failed"):
-                            left.discard((ask, name))
-                            scope.deadline = trio.current_time() + SETTLE_S
+                            left.discard(name)
+                    if len(self.load.sink.received) > received:
+                        received = len(self.load.sink.received)
+                        scope.deadline = trio.current_time() + SETTLE_S
                     await trio.sleep(_LOOK_S)
 
     def apis(self) -> list[int]:

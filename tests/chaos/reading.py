@@ -30,6 +30,9 @@ _OWNED = frozenset(
 )
 """Keys without a time to live that may exist when all jobs have ended: of jobs, or of the whole store."""
 
+AT_ONCE = 16
+"""How many jobs the API is asked for at once."""
+
 BACK_S, POLL_S = 20.0, 0.1
 """How long an API may take until the first response after an outage of the store."""
 
@@ -83,17 +86,22 @@ def _started(server: redis.Redis) -> dict[str, float | None]:
 async def read_records(history: History, server: redis.Redis, port: int) -> None:
     """Ask the API at this port for every job in the store."""
     patient_until = trio.current_time() + BACK_S
-    async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
-        started = _started(server)
-        for job_id in started:
+    started = _started(server)
+    waiting = iter(started)
+
+    async def read() -> None:
+        for job_id in waiting:
             # After an outage of the store, an API may answer 503 to the first requests.
-            while (
-                record := await look(client, port, job_id)
-            ) is None and trio.current_time() < patient_until:
+            while (record := await look(client, port, job_id)) is None:
+                if trio.current_time() > patient_until:
+                    break
                 await trio.sleep(POLL_S)
-                record = await look(client, port, job_id)
             if record is not None:
                 history.records[job_id] = replace(record, started_s=started[job_id])
+
+    async with httpx2.AsyncClient(timeout=30, trust_env=False) as client, trio.open_nursery() as nursery:
+        for _ in range(AT_ONCE):
+            nursery.start_soon(read)
 
 
 async def read_groups(history: History, names: Iterable[str], port: int) -> None:

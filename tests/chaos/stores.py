@@ -51,11 +51,26 @@ class Stores:
             if self.clustered:
                 until(lambda: "cluster_state:ok" in client.execute_command("CLUSTER", "INFO"), "a cluster")
 
+    def unfinished(self) -> int:
+        """How many aggregations and destinations have tasks that wait or run."""
+        keys = [f"downloader:1:{{{shard}}}:{kind}:groups" for kind, shard in self._places()]
+        count = 0
+        with self.clients() as clients:
+            for client in clients:
+                with client.pipeline(transaction=False) as pipeline:
+                    for key in keys:
+                        pipeline.zcard(key)
+                    # An error: the shard is at another node.
+                    count += sum(n for n in pipeline.execute(raise_on_error=False) if isinstance(n, int))
+        return count
+
+    def _places(self) -> Sequence[tuple[str, int]]:
+        shards = range(CLUSTER_SHARDS if self.clustered else 1)
+        return list(itertools.product(("download", "callback"), shards))
+
     def overdue(self) -> Sequence[tuple[str, str, float]]:
         """Leases that ended and were not swept: kind, name, and seconds since then by the store's clock."""
-        shards = range(CLUSTER_SHARDS if self.clustered else 1)
-        places = list(itertools.product(("download", "callback"), shards))
-        found = []
+        places, found = self._places(), []
         with self.clients() as clients:
             for client in clients:
                 seconds, micros = (int(part) for part in client.time())
