@@ -17,14 +17,8 @@ from downloader.api.problems import Refused
 from downloader.globs import text_globs
 from downloader.model import JobSpec
 from downloader.net import EgressPolicy, Url
+from servers.api import JOB
 
-JOB: dict[str, Any] = {
-    "aggr_id": "example.org",
-    "aggr_limit": 4,
-    "url": "https://example.org/image.png",
-    "callback_type": "http",
-    "callback_dst": "https://client.example/done",
-}
 ABSENT = ...  # its repr is the same in every test worker
 BUCKET = {"s3_bucket": "my-bucket", "s3_region": "eu-west-2"}
 NO_CALLBACK = {"callback_type": ABSENT, "callback_dst": ABSENT}

@@ -84,10 +84,6 @@ def compound(stream: str, *, start: bytes = b"") -> bytes:
     return header + start.ljust(4096, b"\x55") + struct.pack("<128I", *sectors, *[free] * 118) + directory
 
 
-def riff(form: bytes) -> bytes:
-    return b"RIFF" + struct.pack("<I", 64) + form + b"x" * 60
-
-
 def iso_media(brand: bytes) -> bytes:
     return struct.pack(">I4s4sI4s4s", 24, b"ftyp", brand, 0, brand, b"mif1") + b"\0\0\0\x08free" + bytes(64)
 

@@ -20,6 +20,7 @@ import trio_asyncio
 from downloader.errors import PluginError
 from downloader.notify import Delivered, Host, Notifier, Payload, Rejected, Result, RetryLater
 from downloader.testing import Fault, NotifierContract, NotifierPeer, TcpProxy, open_tcp_proxy
+from servers.flawed import flawed
 
 SECRET = "correct-horse"
 LONG_S = 20.0
@@ -488,17 +489,6 @@ class TestSound(BoardContract):
     plugin = Sound
 
 
-class Flawed(BoardContract):
-    """As patient as by default, so that no busy machine fails it for another reason than the flaw, but where
-    the flaw is that something takes for ever."""
-
-    def __init__(self, plugin: type[Sound]) -> None:
-        self.plugin = plugin
-        for limit, seconds in plugin.given_up_after.items():
-            assert hasattr(self, limit)
-            setattr(self, limit, seconds)
-
-
 FLAWS: list[tuple[str, type[Sound], str]] = [
     ("delivered_means_that_the_peer_has_exactly_these_bytes", SaysDelivered, "the peer has 0"),
     ("payloads_of_every_size_and_script_arrive_unchanged", Recodes, "the peer has 4"),
@@ -549,7 +539,7 @@ FLAWS: list[tuple[str, type[Sound], str]] = [
 )
 def test_a_flawed_plugin_fails(test: str, plugin: type[Sound], message: str) -> None:
     with pytest.raises(Exception, match=message):
-        getattr(Flawed(plugin), f"test_{test}")()
+        getattr(flawed(BoardContract(), plugin), f"test_{test}")()
 
 
 def test_each_promise_is_broken_by_some_plugin() -> None:

@@ -19,6 +19,7 @@ import trio
 from downloader.errors import PluginError
 from downloader.storage import Body, KeyTaken, Storage, StorageError, StorageHost, StoredFile
 from downloader.testing import Fault, StorageContract, StoragePeer
+from servers.flawed import flawed
 
 SECRET = "correct-horse"
 LONG_S = 20.0
@@ -459,17 +460,6 @@ class TestSound(RemoteContract):
     plugin = Sound
 
 
-class Flawed(RemoteContract):
-    """As patient as by default, so that no busy machine fails it for another reason than the flaw, but where
-    the flaw is that something takes for ever."""
-
-    def __init__(self, plugin: type[Sound]) -> None:
-        self.plugin = plugin
-        for limit, seconds in plugin.given_up_after.items():
-            assert hasattr(self, limit)
-            setattr(self, limit, seconds)
-
-
 FLAWS: list[tuple[str, type[Sound], str]] = [
     ("a_stored_file_is_complete", CutsLargeFiles, "were put"),
     ("a_file_replaces_an_older_one", KeepsTheFirst, "were put"),
@@ -521,7 +511,7 @@ FLAWS: list[tuple[str, type[Sound], str]] = [
 )
 def test_a_flawed_storage_fails(test: str, plugin: type[Sound], message: str) -> None:
     with pytest.raises(Exception, match=message):
-        getattr(Flawed(plugin), f"test_{test}")()
+        getattr(flawed(RemoteContract(), plugin), f"test_{test}")()
 
 
 def test_each_promise_is_broken_by_some_storage() -> None:
