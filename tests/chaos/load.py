@@ -51,28 +51,29 @@ _REQUEST_S = 5.0
 class Slots:
     """How many requests of each aggregation the origin answers now, and the highest number so far.
 
-    A request stops counting just before its last byte is sent: when the processor has that byte, it may send
-    the next request before this process runs again. If the processor is frozen, the response waits in the
-    kernel and the connection outlives the lease; `docs/guarantees.md` lists that as not promised.
+    A request stops counting just before the bytes are sent on which the processor acts, the last byte of a
+    file or the head of any other response: with those bytes the processor may send the next request before
+    this process runs again. If the processor is frozen, the response waits in the kernel and the connection
+    outlives the lease; `docs/guarantees.md` lists that as not promised.
     """
 
     limits: Mapping[str, int]
-    now: dict[str, dict[object, float]] = field(default_factory=lambda: defaultdict(dict))
+    now: dict[str, dict[Exchange, float]] = field(default_factory=lambda: defaultdict(dict))
     """By aggregation: each request in progress, with the time of the begin."""
     peak: Counter[str] = field(default_factory=Counter)
     exceeded: list[str] = field(default_factory=list)
-    """A line for each new peak above a limit, with the age of each request, to help to find the reason."""
+    """A line for each new peak above a limit, with the path and the age of each request, and the time."""
 
-    def enter(self, group: str, exchange: object) -> None:
-        now = time.monotonic()
+    def enter(self, group: str, exchange: Exchange) -> None:
+        now = time.time()
         self.now[group][exchange] = now
         if (count := len(self.now[group])) > self.peak[group]:
             self.peak[group] = count
             if count > self.limits[group]:
-                ages = ", ".join(f"{now - began:.2f} s" for began in self.now[group].values())
-                self.exceeded.append(f"{group}: {count} at once, for {ages}")
+                ages = [f"{each.request.path} {now - began:.2f} s" for each, began in self.now[group].items()]
+                self.exceeded.append(f"{group}: {count} at once at {now:.3f}: {', '.join(ages)}")
 
-    def leave(self, group: str, exchange: object) -> None:
+    def leave(self, group: str, exchange: Exchange) -> None:
         del self.now[group][exchange]
 
 
@@ -280,6 +281,7 @@ class Load:
                     first = _response(404, b"no")
                 case _:
                     pass
+            held_back = 1 if first.startswith(b"HTTP/1.1 200 ") else len(first)
             exchange.buffer(len(first))
             self.slots.enter(group, exchange)
             try:
@@ -289,10 +291,10 @@ class Load:
                 with trio.move_on_after(pause_s):
                     # Until the peer closes the connection, which it does when its lease has ended.
                     await trio.lowlevel.wait_readable(exchange.raw.socket)
-                await exchange.send(first[:-1])
+                await exchange.send(first[:-held_back])
             finally:
                 self.slots.leave(group, exchange)
-            await exchange.send(first[-1:])
+            await exchange.send(first[-held_back:])
             await exchange.end(then)
 
         self.origin.on(path, answer)

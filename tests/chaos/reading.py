@@ -72,6 +72,23 @@ def _counts(group: dict[str, Any]) -> dict[str, int]:
     return {name: group[name] for name in ("jobs", "succeeded", "failed", "cancelled")}
 
 
+async def settled(jobs: Iterable[str], port: int, *, seconds: float) -> None:
+    """Wait until the API at this port says that jobs have ended, callbacks included, at most for `seconds`.
+
+    A callback ends after the receiver has it, when the notifier has told the store.
+    """
+    left = set(jobs)
+    with trio.move_on_after(seconds):
+        async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
+            while left:
+                for job_id in list(left):
+                    record = await look(client, port, job_id)
+                    if record is not None and record.callback in ("succeeded", "failed"):
+                        left.discard(job_id)
+                if left:
+                    await trio.sleep(POLL_S)
+
+
 def _started(server: redis.Redis) -> dict[str, float | None]:
     """When the download of each job in the store began last, by job id."""
     texts: dict[str, Any] = {}
