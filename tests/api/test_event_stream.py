@@ -163,6 +163,7 @@ async def test_a_snapshot_of_the_fleet(api: Served) -> None:
                 "in_flight": 2,
                 "aggregations": 2,
                 "cooling": 0,
+                "held": 0,
                 "next_due_at": None,
             },
             "callbacks": {

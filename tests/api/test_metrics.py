@@ -191,6 +191,7 @@ async def test_pending_work(api: Served) -> None:
         "in_flight": 0,
         "aggregations": 2,
         "cooling": 1,
+        "held": 1,
         "next_due_at": "",
     }
     [destination] = stats["callbacks"].pop("destinations")

@@ -120,11 +120,19 @@ def test_troubles_of_instances_are_at_the_head() -> None:
 
 def test_the_oldest_download_and_the_end_of_the_backlog() -> None:
     due = datetime.fromtimestamp(time.time() - 125, UTC).isoformat()
-    waiting = {"downloads": {"pending": 600, "oldest_due_at": due}, "callbacks": {"pending": 3}}
+    waiting: dict[str, dict[str, Any]] = {
+        "downloads": {"pending": 600, "oldest_due_at": due},
+        "callbacks": {"pending": 3},
+    }
     rates = Rates()
     rates.add({"counters": {"processor": {"downloads_succeeded": 0}}}, 0)
     rates.add({"counters": {"processor": {"downloads_succeeded": 100}}}, 10)
-    assert "oldest download due for 2m 5s, about 1m 0s left" in shown(snapshot(waiting=waiting), rates)
+    assert "oldest due for 2m 5s, about 1m 0s left" in shown(snapshot(waiting=waiting), rates)
+    waiting["downloads"]["held"] = 400
+    lines = shown(snapshot(waiting=waiting), rates)
+    assert "oldest due for 2m 5s, about 20s left, 400 more paused or cooling" in lines
+    waiting["downloads"]["held"] = 600
+    assert "oldest due for 2m 5s, 600 paused or cooling" in shown(snapshot(waiting=waiting), rates)
 
 
 def test_a_token_of_some_aggregations_sees_only_its_own() -> None:

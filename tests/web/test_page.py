@@ -382,6 +382,9 @@ async def test_the_backlog_is_at_the_head(
             meanwhile(partial(store.report, "one", "processor", {}, 60, {"downloads_succeeded": done}))
             seen.page.evaluate("() => new Promise(requestAnimationFrame)")
         expect(line).to_contain_text("under a minute left at")
+        meanwhile(partial(store.adjust, "a", {"paused": True}))
+        expect(line).to_contain_text("300 pending · 300 of them paused or cooling")
+        expect(line).not_to_contain_text("left at")
 
     await browse(page_url, look)
 

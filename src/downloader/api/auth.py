@@ -238,6 +238,8 @@ def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
         Refused: 403 with the fields.
     """
     callback, error_callback = spec.callback(success=True), spec.callback(success=False)
+    place = spec.prefix + (spec.key or (spec.subpath and f"{spec.subpath}/"))
+    place_field = "key" if spec.key else "subpath" if spec.subpath else "storage_url"
     fields = (
         ("aggr_id", caller.aggregations(spec.aggr_id)),
         ("group", not spec.group or caller.aggregations(spec.group)),
@@ -245,10 +247,10 @@ def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
         (destination_field, callback == _NO_CALLBACK or caller.destinations(*callback)),
         ("callback_error_dst", error_callback == _NO_CALLBACK or caller.destinations(*error_callback)),
         ("storage_url" if spec.storage_url else "s3_bucket", not spec.bucket or caller.buckets(spec.bucket)),
-        ("key", not spec.key or caller.keys(spec.prefix + spec.key)),
+        (place_field, not place or caller.keys(place)),
     )
     if not all(allowed for _, allowed in fields):
-        refused = [field for field, allowed in fields if not allowed]
+        refused = dict.fromkeys(field for field, allowed in fields if not allowed)
         faults = [fault_in(field, "forbidden", f"The token may not use this {field}.") for field in refused]
         raise Refused(faulty(HTTPStatus.FORBIDDEN, faults))
 

@@ -121,6 +121,7 @@ def waiting(load: Load, backlog: Backlog) -> Waiting:
             in_flight=load.downloads,
             aggregations=backlog.downloads.groups,
             cooling=cooling(load.aggregations),
+            held=backlog.downloads.pending if load.paused else held(load.aggregations),
             oldest_due_at=moment(backlog.oldest_due_ms),
             next_due_at=moment(backlog.downloads.next_ms),
         ),
@@ -144,6 +145,7 @@ def waiting_of_some(rows: Sequence[AggregationLoad]) -> Waiting:
             in_flight=sum(row.in_flight for row in rows),
             aggregations=len(rows),
             cooling=cooling(rows),
+            held=held(rows),
             next_due_at=None,
         ),
         callbacks=None,
@@ -153,6 +155,11 @@ def waiting_of_some(rows: Sequence[AggregationLoad]) -> Waiting:
 def cooling(rows: Iterable[AggregationLoad]) -> int:
     """Number of aggregations that cool down."""
     return sum(row.cooling_until is not None for row in rows)
+
+
+def held(rows: Iterable[AggregationLoad]) -> int:
+    """Number of downloads that wait in aggregations that are paused or cool down."""
+    return sum(row.pending for row in rows if row.paused or row.cooling_until is not None)
 
 
 PUNCTUAL_S = 1.0

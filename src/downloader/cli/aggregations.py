@@ -164,6 +164,8 @@ def _state(aggregation: Aggregation) -> str:
     pace = aggregation.pace
     if aggregation.state == "at_rate" and pace and pace * (aggregation.delay or 0) < 1:
         return f"at its pace, {pace:g}/s, after a cooldown"
+    if aggregation.state == "scheduled" and aggregation.next_due_at is not None:
+        return f"waits until {local_time(aggregation.next_due_at)} for a retry or a start time"
     return STATES.get(aggregation.state, "")
 
 

@@ -172,15 +172,18 @@ def _number(value: int | None) -> str:
 
 
 def _backlog(state: Mapping[str, Any], rates: Rates) -> Sequence[Text]:
-    """Since when the oldest download is due, and when all would have ended; no line if nothing waits."""
+    """Since when the oldest download is due, and when all that may start would have ended, if any waits."""
     downloads = (state.get("waiting") or {}).get("downloads") or {}
     rate = rates.of("processor", "downloads_succeeded") + rates.of("processor", "downloads_failed")
     parts = []
+    held = downloads.get("held", 0)  # missing from a service of an older version
     if oldest := downloads.get("oldest_due_at"):
-        parts.append(f"oldest download due for {_since(datetime.fromisoformat(oldest).timestamp() * 1000)}")
-    if downloads.get("pending") and rate:
-        left_s = downloads["pending"] / rate
-        parts.append(f"about {_since((time.time() - left_s) * 1000)} left")
+        parts.append(f"oldest due for {_since(datetime.fromisoformat(oldest).timestamp() * 1000)}")
+    pending = downloads.get("pending", 0) - held
+    if pending > 0 and rate:
+        parts.append(f"about {_since((time.time() - pending / rate) * 1000)} left")
+    if held:
+        parts.append(f"{held:,} {'more ' if pending > 0 else ''}paused or cooling")
     return [Text(", ".join(parts), "dim", overflow="ellipsis", no_wrap=True)] if parts else []
 
 

@@ -160,14 +160,19 @@ const showInstances = list($("instances").tBodies[0], () => {
 
 const left = (ms) => (ms < 60_000 ? "under a minute" : `about ${duration(ms)}`);
 
-// How much waits, since when, and when it would end at the rate of the last samples of the history.
+// How much waits, since when, and when what may start would end at the rate of the last samples of the history.
 function showBacklog(downloads) {
   setText($("pending"), plain.format(downloads?.pending ?? 0));
   const oldest = downloads?.oldest_due_at && Date.now() - new Date(downloads.oldest_due_at);
   const rate = downloadsPerSecond();
   const more = [];
+  const held = downloads?.held ?? 0;
+  if (held) more.push(`${plain.format(held)} of them paused or cooling`);
   if (oldest >= OLD_MS) more.push(`the oldest has been due for ${duration(oldest)}`);
-  if (downloads?.pending && rate) more.push(`${left((downloads.pending / rate) * 1000)} left at ${short.format(rate)}/s`);
+  const free = (downloads?.pending ?? 0) - held;
+  if (free > 0 && rate) {
+    more.push(`${left((free / rate) * 1000)} left ${held ? "for the others " : ""}at ${short.format(rate)}/s`);
+  }
   setText($("backlog-more"), more.map((text) => ` · ${text}`).join(""));
 }
 

@@ -51,6 +51,8 @@ class WaitingDownloads(WireModel):
     """How many have work."""
     cooling: int
     """How many of the busiest aggregations cool down."""
+    held: int = 0
+    """How many of `pending` are in aggregations, of the busiest, that are paused or cool down."""
     oldest_due_at: Moment | None = None
     """When the first download was due that waits only for a slot, in the 100 busiest aggregations."""
     next_due_at: Moment | None
