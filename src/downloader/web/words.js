@@ -46,11 +46,13 @@ export function aggregationState(aggregation) {
     case "paused": return { word: "paused", more: in_flight ? `${plain.format(in_flight)} still in flight` : "", warn: true };
     case "cooling": return { word: `cooling until ${moment(new Date(cooling_until))}`, more: cooling_reason, warn: true };
     case "at_limit": return { word: "running", more: "at its limit" };
-    case "at_rate": if (pace && pace * (delay ?? 0) < 1)
+    case "at_rate":
+      if (pace && pace * (delay ?? 0) < 1) {
         return { word: `at its pace, ${plain.format(pace)}/s, after a cooldown`, more: "" };
+      }
       return delay > 1 / (rate ?? Infinity) || !rate
-      ? { word: `at its pace, ${plain.format(delay)} s between starts`, more: "" }
-      : { word: `at its rate, ${plain.format(rate)}/s`, more: "" };
+        ? { word: `at its pace, ${plain.format(delay)} s between starts`, more: "" }
+        : { word: `at its rate, ${plain.format(rate)}/s`, more: "" };
     case "scheduled": return { word: `waiting until ${due}`, more: "for a retry or a start time" };
     case "disk_full": return { word: "waiting", more: "the disk of each processor is full", warn: true };
     case "no_processor": return { word: "waiting", more: "no processor runs", warn: true };
