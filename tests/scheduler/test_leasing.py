@@ -6,14 +6,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from downloader.model import Kind, Verdict
+from downloader.model import Kind, Lease, Verdict
+from downloader.scheduler import StillOurs
 from downloader.scheduler.leases import MARGIN
 from downloader.scheduler.limits import HOLD_S
 from downloader.scheduler.loop import MAX_BACKOFF_S, SHARE_LOOK_S
-from downloader.store import LOOK_S
+from downloader.store import LOOK_S, Settlement
 from downloader.store.reader import RESUBSCRIBE_S
 from servers.fake_store import FakeStore, refuse
-from servers.scheduling import LEASE_S, Process, Stuck, scheduling
+from servers.scheduling import LEASE_S, Jobs, Process, Stuck, scheduling
+
+DELAY_S = 20.0
 
 RESUME_S = 5.0
 """Within which clients go on when the store is back."""
@@ -415,3 +418,41 @@ async def test_destinations_that_have_not_answered_share_half_of_the_slots(
         await process.settle_down()
         assert trio.current_time() == began
         assert len(process.work.working) == 5
+
+
+class Refusing(Jobs):
+    """Callbacks that are handed back for `DELAY_S` until the backend works."""
+
+    works = False
+
+    async def attempt(self, lease: Lease, still_ours: StillOurs) -> Settlement:
+        self.begun.append(lease.id)
+        if self.works:
+            return Settlement(lease=lease, verdict=Verdict.SUCCEEDED)
+        return Settlement(lease=lease, verdict=Verdict.RELEASE, delay_s=DELAY_S)
+
+
+@pytest.mark.parametrize("backlog", [10, 500])
+async def test_a_backend_that_takes_no_callbacks_costs_the_same_however_many_wait(
+    autojump_clock: MockClock, store: FakeStore, backlog: int
+) -> None:
+    async def pause() -> None:
+        await trio.sleep(1)
+
+    process = Process(store, work := Refusing(Kind.CALLBACK, 4))
+    store.before["release"] = pause
+    async with trio.open_nursery() as nursery:
+        await nursery.start(process.run)
+        process.add("broken a", backlog // 2)
+        process.add("broken b", backlog // 2)
+        process.add("other c", 1)
+        await trio.sleep(10 * DELAY_S)
+        assert work.begun
+        assert len(work.begun) <= 12 * 4
+        assert store.calls["lease"] < 2 * 10 * DELAY_S / SHARE_LOOK_S
+        # The next result ends the rest of both destinations of the backend.
+        work.works = True
+        await trio.sleep(2 * DELAY_S)
+        assert not store.pending["broken a"]
+        assert not store.pending["broken b"]
+        nursery.cancel_scope.cancel()

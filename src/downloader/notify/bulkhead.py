@@ -41,7 +41,8 @@ _MISSING_NAMES = 100
 """Number of unknown backends that are logged. Jobs can name any number of backends."""
 
 JITTER = 0.25
-"""A delay is varied by up to this fraction, so that callbacks do not all return at the same time."""
+"""A delay is lengthened by up to this fraction, so that callbacks do not all return at the same time. It is not
+shortened, because a callback that returns before the next probe is due would be released again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,4 +237,4 @@ class Bulkhead:
         return Deferred(self._jittered(self._missing_at - now), reason)
 
     def _jittered(self, delay_s: float) -> float:
-        return delay_s * self._rng.uniform(1 - JITTER, 1 + JITTER)
+        return delay_s * self._rng.uniform(1, 1 + JITTER)

@@ -8,20 +8,23 @@ together at most half of the callback slots, and those among them that have fail
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from downloader.model import Kind, Lease
+from downloader.model import Kind, Lease, Verdict
 from downloader.scheduler.leases import HeldLease
-from downloader.store import Shares, TokenShare
+from downloader.store import Settlement, Shares, TokenShare
 
 HOLD_S = 30.0
 """After a group had to hand back leases because other groups waited, the group stays capped at its share for
 this time. Otherwise each further job of another group would interrupt another download, and the origin would
 have to send that file twice."""
 
+MOST_RESTING = 64
+"""Most callback destinations that rest. Each lease call names all of them."""
 
 Holder = tuple[Literal["group", "token"], str]
 """An aggregation, or a token with all its groups."""
@@ -49,6 +52,8 @@ class Limits:
         self._all_unproven = 0
         self._failing = 0
         self._suspects = 0
+        self._resting: dict[str, float] = {}
+        """Destinations for which this process leases no callbacks, and until when (Trio time)."""
 
     def enter(self, held: HeldLease) -> bool:
         """Take a slot of the lease's group; false if the group has no free slot in this process."""
@@ -74,6 +79,27 @@ class Limits:
             del self._working[group]
         self._count(held, -1)
         return before != self._bounds(held.lease.token)
+
+    def note_result(self, settlement: Settlement, now: float) -> bool:
+        """Let a destination rest if its callback is handed back with a delay, for example to an open circuit.
+
+        The other callbacks to the destination would be handed back too. Any other result comes from a backend
+        that works again, and ends the rest of all its destinations; returns whether one rested. A sealed
+        callback says nothing about its backend.
+        """
+        lease = settlement.lease
+        if self._kind is Kind.DOWNLOAD or lease.spec.sealed:
+            return False
+        if settlement.verdict is Verdict.RELEASE:
+            until = self._resting.get(lease.group, 0.0 if len(self._resting) < MOST_RESTING else math.inf)
+            if until < now + settlement.delay_s:
+                self._resting[lease.group] = now + settlement.delay_s
+            return False
+        backend = _backend(lease.group)
+        ended = [group for group in self._resting if _backend(group) == backend]
+        for group in ended:
+            del self._resting[group]
+        return bool(ended)
 
     def _count(self, held: HeldLease, change: int) -> None:
         lease = held.lease
@@ -112,8 +138,10 @@ class Limits:
         """Which leases the process may ask for; `now` is Trio time."""
         for holder in [holder for holder, until in self._capped_until.items() if until <= now]:
             del self._capped_until[holder]
+        for group in [group for group, until in self._resting.items() if until <= now]:
+            del self._resting[group]
         large = [name for holder, name in self._large if holder == "group"]
-        never = [name for name in large if ("group", name) in self._capped_until]
+        never = [name for name in large if ("group", name) in self._capped_until] + list(self._resting)
         last = [name for name in large if name not in never]
         tokens = {name: self._left_to(name) for holder, name in self._held if holder == "token"}
         shares = Shares(
@@ -164,3 +192,8 @@ class Limits:
         ]
         count = min(others, len(leases) - self._share)
         return leases[len(leases) - count :] if count > 0 else []
+
+
+def _backend(group: str) -> str:
+    """The type of a callback destination's group."""
+    return group.partition(" ")[0]

@@ -344,8 +344,10 @@ async def _work(running: _Running, held: HeldLease) -> Settlement | None:
         # Leave before the settlement: after it, the store may grant the slot to this process again.
         if running.limits.leave(held):
             running.wake.set()
-    if settlement is None and not held.ended:
-        return _released(held.lease)
+    if settlement is None:
+        return None if held.ended else _released(held.lease)
+    if running.limits.note_result(settlement, trio.current_time()):
+        running.wake.set()
     return settlement
 
 
