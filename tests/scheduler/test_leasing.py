@@ -425,7 +425,7 @@ class Refusing(Jobs):
 
     works = False
 
-    async def attempt(self, lease: Lease, still_ours: StillOurs) -> Settlement:
+    async def attempt(self, lease: Lease, _: StillOurs) -> Settlement:
         self.begun.append(lease.id)
         if self.works:
             return Settlement(lease=lease, verdict=Verdict.SUCCEEDED)

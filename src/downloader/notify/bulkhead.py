@@ -41,8 +41,8 @@ _MISSING_NAMES = 100
 """Number of unknown backends that are logged. Jobs can name any number of backends."""
 
 JITTER = 0.25
-"""A delay is lengthened by up to this fraction, so that callbacks do not all return at the same time. It is not
-shortened, because a callback that returns before the next probe is due would be released again."""
+"""A delay is lengthened by up to this fraction, so that callbacks do not all return at the same time. It
+is not shortened, because a callback that returns before the next probe is due would be released again."""
 
 
 @dataclass(frozen=True, slots=True)
