@@ -333,3 +333,24 @@ async def test_the_phases_of_the_last_attempt(sealed: bool, bounded: Valkey, ser
                 )
             record = str(server.hget("downloader:1:{0}:ended", job.id))
         assert ("r302:http://h/path" in record) is not sealed
+
+
+async def test_the_phases_of_an_earlier_attempt_go(store: JobStore, server: redis.Redis) -> None:
+    phases = Phases({"queue": 0.002}, "127.0.0.1")
+
+    def has_phases(job_id: str) -> bool:
+        return bool(server.hexists(f"downloader:1:{{0}}:download:task:{job_id}", "phases"))
+
+    async def attempted(verdict: Verdict, phases: Phases | None) -> bool:
+        """Whether phases are kept after an attempt."""
+        [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 60)).leases
+        outcome = Outcome(verdict=verdict, error="e", phases=phases)
+        await store.settle("me", [downloaded(lease, outcome, None, 60)])
+        return has_phases(lease.id)
+
+    job = await submitted(store, "a")
+    assert await attempted(Verdict.RETRY, phases)
+    assert not await attempted(Verdict.RETRY, None)
+    assert await attempted(Verdict.FAILED, phases)
+    assert await store.retry(job.id, download=True, limit=1) is Changed.DONE
+    assert not has_phases(job.id)

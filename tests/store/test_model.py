@@ -573,7 +573,7 @@ async def play(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(480)
+@pytest.mark.timeout(480 + 30 * int(MORE_EXAMPLES or 0))
 @pytest.mark.row("F4", "F7")
 def test_any_sequence_of_transitions_keeps_the_promises() -> None:
     done: Counter[str] = Counter()

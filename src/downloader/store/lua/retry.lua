@@ -59,7 +59,8 @@ local function retry(id)
     local limit = call.limits[group] or call.limits[string.match(group, '^%S*')] or call.limit
     redis.call('HSETNX', key_group(kind, group), 'limit', limit)
   end
-  redis.call('HDEL', task, 'finished', 'error', 'code', 'status', 'attempts', 'crashes', 'swept', 'throttled')
+  redis.call('HDEL', task, 'finished', 'error', 'code', 'status', 'attempts', 'crashes', 'swept', 'throttled',
+    'phases')
   redis.call('HSET', task, 'retried', call.request)
   requeue(kind, id, group, now)
   touch(kind, group)

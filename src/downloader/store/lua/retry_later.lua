@@ -25,6 +25,7 @@ for item in items() do
     add_to(kind, item.id, 'attempts', item.attempts)
     cool_down(item.id, group, host, item)
     leave_host(item.id, group, host)
+    if kind == 'download' then redis.call('HDEL', task, 'phases') end
     if item.phases then redis.call('HSET', task, 'phases', item.phases) end
     remember(kind, item.id, item.error)
     if kind == 'callback' then
