@@ -48,6 +48,9 @@ STOP_S = GRACE_S + 10.0
 
 _LOOK_S = 0.2
 _RESTART_S = 0.2
+_LOG_S = 5.0
+"""For the rest of the log of a process that has ended."""
+
 _START_S = 600.0
 """Until all members work: more than twenty may start at once, on a busy machine."""
 
@@ -131,11 +134,11 @@ class Chaos:
             member.running = running
             status = await running.process.wait()
             member.running, member.frozen = None, False
-            refused = False
-            if not running.events("service.started"):
-                # A process that starts while its store does not answer ends with this message.
+            with trio.move_on_after(_LOG_S):
                 await running.ended.wait()
-                refused = "cannot reach the store" in running.tail()
+            # A process that starts while its store does not answer ends with this message, and so does a
+            # `run` that starts a child then.
+            refused = any("cannot reach the store" in line for line in running.noise)
             if not any((member.meant, self.over, refused)):
                 self.history.complaints.append(f"{running.name} ended with {status}: {running.tail()}")
             await trio.sleep(member.pause_s)
