@@ -43,7 +43,17 @@ EXAMPLES = {"POST /download": 30, "GET /jobs": 30}
 OTHER_EXAMPLES = 8
 
 SECRET = "0123456789abcdef"
-SETTINGS = ApiSettings(tokens=[TokenSettings(name="t", token=SecretStr(SECRET), scopes=["admin"])])
+DESTINATIONS = [JOB["callback_dst"], "storage:*"]
+TOKEN = TokenSettings(name="t", token=SecretStr(SECRET), scopes=["admin"], destinations=DESTINATIONS)
+SETTINGS = ApiSettings(tokens=[TOKEN])
+PLACES: list[dict[str, Any]] = [
+    {},
+    {"storage_url": "gs://pictures/new", "s3_bucket": None, "s3_region": None},
+    {"storage_url": "az://pictures", "s3_bucket": None, "s3_region": None},
+    {"storage_url": "s3://pictures/new", "s3_bucket": None, "s3_region": "eu-west-2"},
+    {"group": "g", "callback_dst": "https://elsewhere.example/"},
+]
+"""Fields beyond those of `JOB`: buckets of the client's own, a group, a destination that is refused."""
 VARIABLE = re.compile(r"<(?:\w+:)?(\w+)>")
 
 
@@ -106,7 +116,8 @@ def make_likely(case: AnyCase, data: st.DataObject, known: Mapping[str, Sequence
         if name in known:
             case.path_parameters[name] = data.draw(st.sampled_from(known[name]))
     if isinstance(case.body, dict) and data.draw(st.booleans()):
-        case.body = case.body | JOB | {"token": SECRET}  # what a job has, and what a session is begun with
+        more = data.draw(st.sampled_from(PLACES)) if case.operation.label == "POST /download" else {}
+        case.body = case.body | JOB | more | {"token": SECRET}  # with which a session is begun
 
 
 _operations: dict[str, Operation] = {}

@@ -13,6 +13,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
 
 from downloader.api.app import AggregationName
+from downloader.api.openapi import problem_meanings
 from downloader.api.routes import ROUTES
 from downloader.store import JobStore
 
@@ -42,7 +43,10 @@ GENERAL = frozenset(
         "unauthorized",
     }
 )
-"""Codes of problems that any route may answer; a route declares the statuses of the others."""
+"""Codes of problems that any route may answer; a route declares the others."""
+
+INPUT = frozenset({400, 422})
+"""Statuses whose codes are those of a body or of its fields."""
 
 _URLS = Map(
     [Rule(route.rule, methods=[route.method], endpoint=index) for index, route in enumerate(ROUTES)],
@@ -52,17 +56,19 @@ _URLS = Map(
 
 
 async def check_declared(response: httpx2.Response) -> None:
-    """Fail for a response with a status that the route does not declare."""
+    """Fail for a response with a status or a problem code that the route does not declare."""
     path = unquote(response.request.url.path)
     try:
         index, _ = _URLS.match(path, response.request.method)
     except HTTPException:
         return
     route = ROUTES[index]
-    if response.status_code not in {*route.responses, *route.problems}:
-        await response.aread()
-        code = response.json().get("code") if response.content else None
-        assert code is None or code in GENERAL, f"{route.method} {route.rule}: {response.status_code} {code}"
+    status = response.status_code
+    if status in route.responses or (status in INPUT and status in problem_meanings(route)):
+        return
+    await response.aread()
+    code = response.json().get("code") if response.content else None
+    assert code in {None, *GENERAL, *route.problems}, f"{route.method} {route.rule}: {status} {code}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

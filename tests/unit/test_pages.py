@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 API = Path(fields.__file__).parent
 
 CODE = re.compile(
-    r"(?:Problem\(\s*[^,\"]+,\s*|\bcode=|FieldError\(\s*|UrlError\(\s*|bad_request\(|unavailable\("
+    r"(?:Problem\(\s*[^,\"]+,\s*|\bcode=|FieldError\(\s*|UrlError\(\s*|\b_?(?:problem|refused|refuse)\(\s*"
     r'|HttpError\([^,"]+, |fault_in\(\s*[^,"]+, |fault_in\(\s*"[a-z_]+", )"([a-z_]+)"'
 )
 """How the API's modules spell a problem's code."""

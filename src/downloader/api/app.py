@@ -29,13 +29,11 @@ from downloader.api.openapi import Description
 from downloader.api.origin import SAFE_METHODS, Cors, check_origin, check_page, host_check
 from downloader.api.problems import (
     CONTENT_TYPE,
-    INTERNAL,
-    STORE_UNAVAILABLE,
     Problem,
     Refused,
-    not_found,
+    problem,
+    refused,
     too_large,
-    unavailable,
 )
 from downloader.api.routes import ROUTES
 from downloader.api.routing import JSON, Route, bad_query
@@ -105,12 +103,12 @@ class Api:
             else:
                 await self._quart(scope, receive, send)  # type: ignore[arg-type]  # ASGI dictionaries are Any here
         except (Refused, HttpError, StoreError) as error:
-            problem = as_problem(error)
+            answer = as_problem(error)
             rule = route.rule if route and route.plain else UNKNOWN
-            deps.counters.add("requests", 1, rule, status_class(problem.status))
+            deps.counters.add("requests", 1, rule, status_class(answer.status))
             if route and route.calls_back:
-                deps.counters.add("jobs_refused", 1, rule, problem.code)
-            await send_response(send, status=problem.status, headers=problem.headers(), body=problem.body())
+                deps.counters.add("jobs_refused", 1, rule, answer.code)
+            await send_response(send, status=answer.status, headers=answer.headers(), body=answer.body())
 
     def _find(self, method: str, path: str) -> Route | None:
         """The route of a request; `None` if Quart responds: no route matches, or the method is `OPTIONS`."""
@@ -133,13 +131,13 @@ class Api:
         """
         path, method = scope["path"], scope["method"]
         if scope.get(RESERVED) and not (route and route.when_crowded):
-            raise Refused(_CROWDED)
+            raise refused("too_many_connections")
         needed = route.scope if route else _scope_elsewhere(method)
         caller = self._identify(scope, needed) if self.context.callers and needed else None
         if method not in SAFE_METHODS:
             (check_page if SESSION in scope else check_origin)(headers)
         if path.startswith("//"):  # URL parsers would read the next part as a host
-            raise not_found("There is no such route.")
+            raise refused("not_found")
         limit = self.context.deps.settings.max_body
         if path != BULK_PATH and int(headers.get(b"content-length", 0)) > limit:
             raise Refused(too_large(limit))
@@ -158,10 +156,10 @@ class Api:
             else:
                 caller = identify(self.context.callers, scope["headers"])
             check_scope(caller, needed)
-        except Refused as refused:
+        except Refused as error:
             name = caller.name if caller else None
             client = scope["client"][0] if scope["client"] else None
-            _log.info(Event.API_REFUSED, reason=refused.problem.code, token=name, client=client)
+            _log.info(Event.API_REFUSED, reason=error.problem.code, token=name, client=client)
             raise
         return caller
 
@@ -183,18 +181,18 @@ async def _traced(traces: Traces, serve: AsgiApp, scope: Message, receive: Recei
 
     parent = traceparent(dict(scope["headers"]))
     name = f"{scope['method']} {path}"
-    refused: Refused | HttpError | StoreError | None = None
+    failure: Refused | HttpError | StoreError | None = None
     with traces.span(name, kind=SpanKind.SERVER, parent=parent, attributes=attributes) as span:
         scope[TRACE] = span.traceparent
         try:
             await serve(scope, receive, send_noting)
         except (Refused, HttpError, StoreError) as error:
-            refused, problem = error, as_problem(error)
-            span.set({"http.response.status_code": problem.status})
-            if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                span.fail(str(int(problem.status)), problem.code)
-    if refused is not None:
-        raise refused
+            failure, answer = error, as_problem(error)
+            span.set({"http.response.status_code": answer.status})
+            if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                span.fail(str(int(answer.status)), answer.code)
+    if failure is not None:
+        raise failure
 
 
 def create_quart(context: Context) -> QuartTrio:
@@ -215,11 +213,11 @@ def create_quart(context: Context) -> QuartTrio:
 
     @app.errorhandler(Exception)
     async def answer_error(error: Exception) -> Response:
-        problem = too_large(limit) if isinstance(error, RequestEntityTooLarge) else as_problem(error)
-        if problem is INTERNAL:
+        answer = too_large(limit) if isinstance(error, RequestEntityTooLarge) else as_problem(error)
+        if answer.code == "internal":
             _log.exception(Event.API_FAILED, path=request.path)
-        headers = {name.decode(): value.decode() for name, value in problem.headers()}
-        return Response(problem.body(), problem.status, headers, content_type=CONTENT_TYPE)
+        headers = {name.decode(): value.decode() for name, value in answer.headers()}
+        return Response(answer.body(), answer.status, headers, content_type=CONTENT_TYPE)
 
     @app.after_request
     async def protect(response: Response) -> Response:
@@ -270,9 +268,9 @@ def as_problem(error: Exception) -> Problem:
     if isinstance(error, HttpError):
         return Problem(error.status, error.code, error.detail)
     if isinstance(error, StoreError):
-        return STORE_UNAVAILABLE
+        return problem("store_unavailable")
     if not isinstance(error, HTTPException):
-        return INTERNAL
+        return problem("internal")
     status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
     phrase = status_phrase(status)
     allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
@@ -295,9 +293,6 @@ _PLAIN = {(route.method, route.rule): route for route in ROUTES if route.plain}
 def _scope_elsewhere(method: str) -> Scope:
     """The scope for a request that matches no route."""
     return "read" if method in SAFE_METHODS else "admin"
-
-
-_CROWDED = unavailable("too_many_connections", "Too many clients are connected; try again.")
 
 
 async def serve(

@@ -23,7 +23,7 @@ from quart import request
 from werkzeug.datastructures import MultiDict
 from werkzeug.sansio.http import parse_cookie
 
-from downloader.api.problems import Problem, Refused, fault_in, faulty
+from downloader.api.problems import Refused, fault_in, faulty, refused
 from downloader.config import Scope, TokenSettings
 from downloader.globs import Allows, anything, destination_globs, text_globs, url_globs
 from downloader.model import JobSpec
@@ -120,7 +120,7 @@ def identify(callers: Callers, headers: Iterable[tuple[bytes, bytes]]) -> Caller
     scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
     owner = find_token(callers, token.strip(b" ")) if scheme.lower() == b"bearer" else None
     if owner is None:
-        raise Refused(UNAUTHORIZED)
+        raise unauthorized()
     return owner[1]
 
 
@@ -141,7 +141,7 @@ def check_scope(caller: Caller, scope: Scope) -> None:
         Refused: 403.
     """
     if scope not in caller.scopes:
-        raise Refused(Problem(HTTPStatus.FORBIDDEN, "forbidden", f"The token lacks the scope {scope}."))
+        raise refused("forbidden", f"The token lacks the scope {scope}.")
 
 
 def present_caller() -> Caller | None:
@@ -180,7 +180,7 @@ def check_sees_all() -> None:
     """
     if not sees_all():
         detail = "This is of the whole fleet, and the token does not have all aggregations."
-        raise Refused(Problem(HTTPStatus.FORBIDDEN, "forbidden", detail))
+        raise refused("forbidden", detail)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,16 +250,14 @@ def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
         (place_field, not place or caller.keys(place)),
     )
     if not all(allowed for _, allowed in fields):
-        refused = dict.fromkeys(field for field, allowed in fields if not allowed)
-        faults = [fault_in(field, "forbidden", f"The token may not use this {field}.") for field in refused]
+        wrong = dict.fromkeys(field for field, allowed in fields if not allowed)
+        faults = [fault_in(field, "forbidden", f"The token may not use this {field}.") for field in wrong]
         raise Refused(faulty(HTTPStatus.FORBIDDEN, faults))
 
 
 _NO_CALLBACK = ("", "")
 
-UNAUTHORIZED = Problem(
-    HTTPStatus.UNAUTHORIZED,
-    "unauthorized",
-    "A configured token is required: in the header Authorization: Bearer, or by POST /session.",
-    more_headers=((b"www-authenticate", b"Bearer"),),
-)
+
+def unauthorized() -> Refused:
+    """401."""
+    return refused("unauthorized", more_headers=((b"www-authenticate", b"Bearer"),))

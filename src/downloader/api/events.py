@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from downloader.api.history import History
-from downloader.api.problems import Refused, unavailable
+from downloader.api.problems import refused
 from downloader.api.snapshot import (
     COUNTED_ROLES,
     DESTINATIONS,
@@ -136,7 +136,7 @@ class Events:
             or listening.total() >= self.pace.listeners
             or listening[address] >= self.pace.per_address
         ):
-            raise Refused(_TOO_MANY)
+            raise refused("too_many_listeners")
         listening[address] += 1  # before any checkpoint, so that no other passes the check meanwhile
         self._has_listeners.set()
         try:
@@ -220,6 +220,3 @@ class Events:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
-
-
-_TOO_MANY = unavailable("too_many_listeners", "There are too many listeners; try again.")

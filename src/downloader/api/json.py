@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NoReturn
 
-from downloader.api.problems import bad_request
+from downloader.api.problems import refused
 
 MAX_DEPTH = 100
 """Levels of nesting. Python's own limit depends on its version and on the stack."""
@@ -31,19 +31,19 @@ def parse_object(body: bytes) -> dict[str, Any]:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError:
-        raise bad_request("bad_encoding", "The body is not UTF-8.") from None
+        raise refused("bad_encoding", "The body is not UTF-8.") from None
     if _is_deep(body):
-        raise bad_request("too_deep", f"The body has more than {MAX_DEPTH} levels of nesting.")
+        raise refused("too_deep")
     try:
         value = _DECODER.decode(text)
         if b"\\ud" in body or b"\\uD" in body:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise bad_request("bad_encoding", "The body has half of a surrogate pair.") from None
+        raise refused("bad_encoding", "The body has half of a surrogate pair.") from None
     except ValueError:  # malformed, or an integer of thousands of digits
-        raise bad_request("bad_json", "The body is not well-formed JSON.") from None
+        raise refused("bad_json") from None
     if not isinstance(value, dict):
-        raise bad_request("not_an_object", "The body must be a JSON object.")
+        raise refused("not_an_object")
     return value
 
 
@@ -77,19 +77,19 @@ def _is_deep(body: bytes) -> bool:
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise bad_request("duplicate_key", "An object has one key twice.")
+        raise refused("duplicate_key")
     return result
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise bad_request("bad_number", "A number is out of range.")
+        raise refused("bad_number", "A number is out of range.")
     return value
 
 
 def _no_constant(_text: str) -> NoReturn:
-    raise bad_request("bad_number", "NaN and Infinity are not JSON.")
+    raise refused("bad_number", "NaN and Infinity are not JSON.")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant)

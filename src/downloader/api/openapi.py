@@ -19,7 +19,7 @@ from markupsafe import Markup
 from pydantic import TypeAdapter
 
 from downloader import __version__
-from downloader.api.problems import CODES, CONTENT_TYPE
+from downloader.api.problems import CODES, CONTENT_TYPE, STATUSES
 from downloader.api.routing import JSON, ResponseSpec, Route, Schema
 from downloader.config import ApiSettings
 from downloader.wire import NO_CALLBACK, Callback, Problem
@@ -161,8 +161,8 @@ def _operation(route: Route, schemas: Mapping[int, Document], *, tokens: bool) -
         ],
         "responses": {
             **{str(int(status)): _response(spec, schemas) for status, spec in route.responses.items()},
-            **{str(int(status)): _problem(f"{when}.") for status, when in route.problems.items()},
-            "default": _problem("what any route may answer."),
+            **{str(status): _problem(meaning) for status, meaning in problem_meanings(route).items()},
+            "default": _problem("What any route may answer."),
         },
     }
     if route.description:
@@ -196,9 +196,21 @@ def _response(spec: ResponseSpec, schemas: Mapping[int, Document]) -> Document:
     return response
 
 
-def _problem(when: str) -> Document:
+def problem_meanings(route: Route) -> Mapping[int, str]:
+    """What the problems of a route mean, by status."""
+    meanings: dict[int, str] = {}
+    if route.body is not None and route.body_type == JSON:
+        meanings[HTTPStatus.BAD_REQUEST] = CODES["not_an_object"]
+        meanings[HTTPStatus.UNPROCESSABLE_ENTITY] = "Fields are at fault, all of them in `errors`."
+    for code in route.problems:
+        status = STATUSES[code]
+        meanings[status] = f"{meanings.get(status, '')} {CODES[code]}".lstrip()
+    return {int(status): meaning for status, meaning in meanings.items()}
+
+
+def _problem(meaning: str) -> Document:
     schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": when[0].upper() + when[1:], "content": {CONTENT_TYPE: {"schema": schema}}}
+    return {"description": meaning, "content": {CONTENT_TYPE: {"schema": schema}}}
 
 
 def _callback(payload: Document) -> Document:

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from downloader.api.problems import Problem, Refused
+from downloader.api.problems import refused
 from downloader.net import Url, UrlError, host_matches
 from downloader.observe import Event, get_logger
 from downloader.server import Headers, Message, Send
@@ -45,7 +44,7 @@ def check_origin(headers: Mapping[bytes, bytes]) -> None:
     """
     site = headers.get(b"sec-fetch-site")
     if _is_foreign(headers) if site is None else site.lower() not in (b"same-origin", b"none"):
-        _refuse(_CROSS_SITE)
+        _refuse("cross_site")
 
 
 def check_page(headers: Mapping[bytes, bytes]) -> None:
@@ -58,9 +57,9 @@ def check_page(headers: Mapping[bytes, bytes]) -> None:
         Refused: 403, code `page_header` or `cross_site`.
     """
     if headers.get(_PAGE) != b"1":
-        _refuse(_PAGE_HEADER)
+        _refuse("page_header", field="X-Downloader-Page")
     if headers.get(b"sec-fetch-site", b"same-origin").lower() != b"same-origin" or _is_foreign(headers):
-        _refuse(_CROSS_SITE)
+        _refuse("cross_site")
 
 
 def _is_foreign(headers: Mapping[bytes, bytes]) -> bool:
@@ -71,9 +70,9 @@ def _is_foreign(headers: Mapping[bytes, bytes]) -> bool:
     )
 
 
-def _refuse(problem: Problem) -> NoReturn:
-    _log.info(Event.API_REFUSED, reason=problem.code)
-    raise Refused(problem)
+def _refuse(code: str, **members: Any) -> NoReturn:
+    _log.info(Event.API_REFUSED, reason=code)
+    raise refused(code, **members)
 
 
 class Cors:
@@ -121,17 +120,6 @@ class Cors:
         ]
 
 
-_CROSS_SITE = Problem(
-    HTTPStatus.FORBIDDEN, "cross_site", "A browser sent this for another site; such requests are refused."
-)
-
-_PAGE_HEADER = Problem(
-    HTTPStatus.FORBIDDEN,
-    "page_header",
-    "With a session's cookie a request that changes something needs X-Downloader-Page: 1.",
-    field="X-Downloader-Page",
-)
-
 _VARY = (b"vary", b"origin")
 
 _HOSTS = 256
@@ -154,8 +142,7 @@ def host_check(allowed: Iterable[str], *, loopback: bool) -> CheckHost:
     def check(headers: Headers, server: tuple[str, int] | None) -> None:
         for name, value in headers:
             if name == b"host" and value and not passes(value, server):
-                _log.info(Event.API_REFUSED, reason=_MISDIRECTED.code)
-                raise Refused(_MISDIRECTED)
+                _refuse("misdirected_request")
 
     @lru_cache(_HOSTS)
     def passes(value: bytes, server: tuple[str, int] | None) -> bool:
@@ -186,10 +173,3 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
-
-
-_MISDIRECTED = Problem(
-    HTTPStatus.MISDIRECTED_REQUEST,
-    "misdirected_request",
-    "This host name is not allowed; see the setting api.allowed_hosts.",
-)

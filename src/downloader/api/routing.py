@@ -5,13 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
 from quart import request
 
-from downloader.api.problems import Problem, Refused
+from downloader.api.problems import Refused, refused
 from downloader.config import Scope
 
 JSON = "application/json"
@@ -69,8 +68,8 @@ class Declaration:
     """The scope that a token needs; `None`: no token is needed."""
     responses: Mapping[int, ResponseSpec]
     """By status; the first applies if the handler returns no status."""
-    problems: Mapping[int, str] = field(default_factory=dict)
-    """By status, when the response is a problem document; without the problems that every route has."""
+    problems: Sequence[str] = ()
+    """The codes of problems, without those that every route has, and those of a body in JSON."""
     parameters: Sequence[Parameter] = ()
     """Parameters, besides the parameters in the path."""
     body: Any = None
@@ -117,8 +116,6 @@ class Route(Declaration):
 
 CURSOR = Parameter("cursor", "The cursor of an earlier answer; empty: from the start.")
 
-BAD_QUERY = "a parameter is malformed"
-
 
 def next_page(path: str, cursor: str) -> dict[str, str]:
     """The `Link` header to the next page (RFC 8288); no header if the cursor is empty."""
@@ -128,4 +125,4 @@ def next_page(path: str, cursor: str) -> dict[str, str]:
 
 def bad_query(field: str, detail: str) -> Refused:
     """422: a parameter of the query is malformed."""
-    return Refused(Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "query", f"{field} {detail}", field=field))
+    return refused("query", f"{field} {detail}", field=field)

@@ -7,13 +7,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from http import HTTPStatus
 from typing import Any
 
 from downloader.api.auth import Caller
 from downloader.api.deps import ApiDeps
 from downloader.api.parse import parse_job, warnings_for
-from downloader.api.problems import Problem, Refused, fault_in
+from downloader.api.problems import Problem, Refused, fault_in, problem, refused
 from downloader.globs import anything
 from downloader.model import JobSpec
 from downloader.observe import Event, get_logger
@@ -26,17 +25,6 @@ TRACE = "downloader.trace"
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
-
-_PROXIED = Problem(
-    HTTPStatus.CONFLICT,
-    "proxy_not_allowed",
-    "The aggregation goes through a proxy that the token may not use.",
-    field="aggr_id",
-)
-
-_SEALED = Problem(
-    HTTPStatus.CONFLICT, "group_sealed", "The group is sealed and takes no more jobs.", field="group"
-)
 
 QUOTA_AFTER_S = 10
 """`Retry-After` of a 429: jobs of the token end at any time."""
@@ -97,11 +85,11 @@ def make_submission(
             caller=caller,
             earlier=earlier,
         )
-    except Refused as refused:
-        problem = refused.problem.model_copy(update={"warnings": warnings_for(members)})
-        if caller is not None and problem.code == "forbidden":
-            _log.info(Event.API_REFUSED, reason=problem.code, token=caller.name, field=problem.field)
-        raise Refused(problem) from None
+    except Refused as error:
+        wrong = error.problem.model_copy(update={"warnings": warnings_for(members)})
+        if caller is not None and wrong.code == "forbidden":
+            _log.info(Event.API_REFUSED, reason=wrong.code, token=caller.name, field=wrong.field)
+        raise Refused(wrong) from None
     permits = None if caller is None or caller.proxies is anything else caller.proxies
     quota = None if caller is None else caller.quota
     if key is None:
@@ -146,23 +134,20 @@ def check_accepted(why: Accepted, job_id: str, *, key_field: str) -> None:
     if why is Accepted.UNAVAILABLE:
         raise StoreUnavailable("the job's shard of the store does not answer")
     if why is Accepted.PROXIED:
-        raise Refused(_PROXIED)
+        raise refused("proxy_not_allowed", field="aggr_id")
     if why is Accepted.SEALED:
-        raise Refused(_SEALED)
+        raise refused("group_sealed", field="group")
     if why is Accepted.OVER_QUOTA:
         raise Refused(over_quota(job_id))
     if why is Accepted.CONFLICT:
         detail = f"The {key_field} was used with another job."
-        raise Refused(
-            Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency_conflict", detail, field=key_field)
-        )
+        raise refused("idempotency_conflict", detail, field=key_field)
 
 
 def over_quota(quota: str) -> Problem:
     """The response to a token that has reached a quota; `quota` is the store's name of the amount."""
     until = "groups are deleted" if quota == "groups" else "jobs have ended"
-    return Problem(
-        HTTPStatus.TOO_MANY_REQUESTS,
+    return problem(
         "over_quota",
         f"The token has reached {_QUOTAS[quota]}; try again when some of its {until}.",
         more_headers=((b"retry-after", b"%d" % QUOTA_AFTER_S),),

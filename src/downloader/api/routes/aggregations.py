@@ -16,9 +16,9 @@ from downloader.api.auth import audit, check_sees_all, visible_aggregations
 from downloader.api.deps import Context
 from downloader.api.json import parse_object
 from downloader.api.parse import MAX_NAME_CHARS, MAX_WARNINGS, refusal
-from downloader.api.problems import Problem, Refused
+from downloader.api.problems import refused
 from downloader.api.routes.jobs import callback_of_cancelled
-from downloader.api.routing import BAD_QUERY, CURSOR, Parameter, ResponseSpec, bad_query, next_page, route
+from downloader.api.routing import CURSOR, Parameter, ResponseSpec, bad_query, next_page, route
 from downloader.api.search import BUSIEST, PAGE_MAX, SORTS, Aggregations
 from downloader.api.views import blocked, with_state
 from downloader.model import MAX_AGGREGATION_CHARS
@@ -44,8 +44,6 @@ CANCEL_S = 5.0
 
 _CHANGES = TypeAdapter(AggregationChanges)
 
-_NO_AGGREGATION = "there is no such aggregation with unfinished downloads, and nothing is set for it"
-
 _COUNT = f"must be from 1 to {PAGE_MAX}."
 
 
@@ -70,7 +68,7 @@ _COUNT = f"must be from 1 to {PAGE_MAX}."
     responses={
         HTTPStatus.OK: ResponseSpec("A page.", AggregationPage, headers={"Link": "The next page (RFC 8288)."})
     },
-    problems={HTTPStatus.UNPROCESSABLE_ENTITY: BAD_QUERY},
+    problems=["query"],
 )
 async def list_aggregations(context: Context) -> tuple[AggregationPage, dict[str, str]]:
     """List the aggregations with unfinished downloads.
@@ -126,7 +124,7 @@ def _number(name: str, default: int, detail: str) -> int:
     "/aggregations/<aggregation:aggr_id>",
     scope="read",
     responses={HTTPStatus.OK: ResponseSpec("The aggregation.", Aggregation)},
-    problems={HTTPStatus.NOT_FOUND: _NO_AGGREGATION},
+    problems=["unknown_aggregation"],
 )
 async def show(context: Context, aggr_id: str) -> Aggregation:
     """Show one aggregation."""
@@ -140,10 +138,6 @@ async def show(context: Context, aggr_id: str) -> Aggregation:
     scope="admin",
     body=AllAggregations,
     responses={HTTPStatus.OK: ResponseSpec("The pause after the change.", AllAggregations)},
-    problems={
-        HTTPStatus.BAD_REQUEST: "the body is not a JSON object",
-        HTTPStatus.UNPROCESSABLE_ENTITY: "a field is at fault or unknown",
-    },
 )
 async def pause_all(context: Context) -> AllAggregations:
     """Pause all aggregations.
@@ -167,11 +161,7 @@ async def pause_all(context: Context) -> AllAggregations:
     scope="admin",
     body=AggregationChanges,
     responses={HTTPStatus.OK: ResponseSpec("The aggregation after the change.", Aggregation)},
-    problems={
-        HTTPStatus.BAD_REQUEST: "the body is not a JSON object",
-        HTTPStatus.NOT_FOUND: _NO_AGGREGATION,
-        HTTPStatus.UNPROCESSABLE_ENTITY: "a field is at fault or unknown",
-    },
+    problems=["unknown_aggregation"],
 )
 async def adjust(context: Context, aggr_id: str) -> Aggregation:
     """Change an aggregation.
@@ -191,10 +181,7 @@ async def adjust(context: Context, aggr_id: str) -> Aggregation:
     "/aggregations/<aggregation:aggr_id>/jobs",
     scope="submit",
     responses={HTTPStatus.ACCEPTED: ResponseSpec("The number of cancelled jobs.", CancelledJobs)},
-    problems={
-        HTTPStatus.NOT_FOUND: "no job of the token can be in this aggregation",
-        HTTPStatus.CONFLICT: "a job is encrypted with a key that this instance does not have",
-    },
+    problems=["unknown_aggregation", "encrypted"],
 )
 async def cancel_jobs(context: Context, aggr_id: str) -> CancelledJobs:
     """Cancel all jobs of an aggregation.
@@ -203,7 +190,7 @@ async def cancel_jobs(context: Context, aggr_id: str) -> CancelledJobs:
     `complete`. Each callback reports the `error_code` `cancelled`.
     """
     if not (can_be_named(aggr_id) and visible_aggregations()(aggr_id)):
-        raise Refused(_UNKNOWN)
+        raise refused("unknown_aggregation")
     deps, ends = context.deps, trio.current_time() + CANCEL_S
     cancelled = 0
     while True:  # one batch at least
@@ -258,16 +245,9 @@ def can_be_named(aggr_id: str) -> bool:
 
 async def _known(context: Context, aggregation: Aggregation | None) -> Aggregation:
     if aggregation is None:
-        raise Refused(_UNKNOWN)
+        raise refused("unknown_aggregation")
     return with_state(aggregation, await _blocked(context.store), datetime.now(UTC))
 
 
 async def _blocked(store: JobStore) -> str:
     return blocked(await store.reports("processor"), all_paused=await store.all_paused())
-
-
-_UNKNOWN = Problem(
-    HTTPStatus.NOT_FOUND,
-    "unknown_aggregation",
-    "There is no aggregation of this name with unfinished downloads, and nothing is set for it.",
-)

@@ -18,7 +18,7 @@ from downloader.api.deps import ApiDeps, Context
 from downloader.api.intake import BULK_PATH, MAX_BATCH, SINGLE_PATH, Intake, memory_of
 from downloader.api.json import parse_object
 from downloader.api.parse import warnings_for
-from downloader.api.problems import STORE_UNAVAILABLE, Problem, Refused, too_large
+from downloader.api.problems import Problem, Refused, problem, refused, too_large
 from downloader.api.routing import NDJSON, Parameter, ResponseSpec, route
 from downloader.api.submission import (
     TRACE,
@@ -69,14 +69,10 @@ _log = get_logger()
             },
         )
     },
-    problems={
-        HTTPStatus.BAD_REQUEST: "the body is not a JSON object, or the idempotency key is malformed",
-        HTTPStatus.CONFLICT: "the aggregation uses a proxy that the token may not use",
-        HTTPStatus.TOO_MANY_REQUESTS: "the token has reached one of its quotas; see Retry-After",
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "the body is too large",
-        HTTPStatus.UNPROCESSABLE_ENTITY: "fields are at fault, all of them in `errors`, or the idempotency"
-        " key was used with another job",
-    },
+    problems=[
+        *("idempotency_key", "idempotency_conflict", "proxy_not_allowed", "group_sealed", "over_quota"),
+        "too_large",
+    ],
 )
 async def submit(context: Context, scope: Message, receive: Receive, send: Send) -> None:
     """Submit a job.
@@ -92,8 +88,7 @@ async def submit(context: Context, scope: Message, receive: Receive, send: Send)
         header = headers.get(b"idempotency-key")
         key = None if header is None else header.decode("latin-1")
         if fault := key_fault(key, _KEY_HEADER):
-            detail = f"{fault.field} {fault.detail}."
-            raise Refused(Problem(HTTPStatus.BAD_REQUEST, fault.code, detail, field=fault.field))
+            raise refused(fault.code, f"{fault.field} {fault.detail}.", field=fault.field)
         members = parse_object(body)
         submission = make_submission(body, members, key=key, deps=deps, caller=caller)
         submission = in_trace(submission, scope.get(TRACE) or traceparent(headers))
@@ -278,8 +273,8 @@ def _response_line(result: tuple[Accepted, str] | StoreError, warnings: Sequence
             raise result
         why, job_id = result
         check_accepted(why, job_id, key_field=KEY_FIELD)
-    except Refused as refused:
-        return refused.problem
+    except Refused as error:
+        return error.problem
     except StoreError:
-        return STORE_UNAVAILABLE
+        return problem("store_unavailable")
     return created(job_id, warnings, replayed=why is Accepted.REPEATED) + b"\n"

@@ -35,7 +35,7 @@ _START = {
     scope="read",
     plain=True,
     responses={HTTPStatus.OK: ResponseSpec("The events.", media_type=_TYPE)},
-    problems={HTTPStatus.SERVICE_UNAVAILABLE: "too many clients listen"},
+    problems=["too_many_listeners"],
 )
 async def listen(context: Context, scope: Message, receive: Receive, send: Send) -> None:
     """The state of the fleet as events.

@@ -13,7 +13,7 @@ from werkzeug.http import parse_range_header
 
 from downloader.api.auth import named_keys, sees_all
 from downloader.api.deps import Context
-from downloader.api.problems import Problem, Refused, not_found
+from downloader.api.problems import refused
 from downloader.api.routes.jobs import visible_job
 from downloader.api.routing import ResponseSpec, route
 from downloader.paths import has_job_file, is_safe_path
@@ -46,10 +46,7 @@ _FILE = "application/octet-stream"
         HTTPStatus.PARTIAL_CONTENT: ResponseSpec("The range asked for.", media_type=_FILE),
         HTTPStatus.NOT_MODIFIED: ResponseSpec("The client has it.", media_type=""),
     },
-    problems={
-        HTTPStatus.NOT_FOUND: "there is no such file",
-        HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: "the range begins past the end",
-    },
+    problems=["not_found", "range_not_satisfiable"],
 )
 async def show(context: Context, key: str) -> Response:
     """A stored file.
@@ -61,7 +58,7 @@ async def show(context: Context, key: str) -> Response:
         stored = await files(key)
     response = await file_response(stored, request) if stored is not None else None
     if response is None:
-        raise not_found("There is no such file.")
+        raise refused("not_found")
     return response
 
 
@@ -116,14 +113,7 @@ def _requested_range(incoming: Request, size: int) -> tuple[int, int] | None:
     first, end = wanted.ranges[0]
     start = max(0, size + first) if first < 0 else first
     if start >= size:
-        raise Refused(
-            Problem(
-                HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
-                "range_not_satisfiable",
-                "The range begins behind the file's end.",
-                more_headers=((b"content-range", b"bytes */%d" % size),),
-            )
-        )
+        raise refused("range_not_satisfiable", more_headers=((b"content-range", b"bytes */%d" % size),))
     return start, size if end is None else min(end, size)
 
 

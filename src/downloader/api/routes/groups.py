@@ -13,10 +13,10 @@ from downloader.api.auth import audit, present_caller, visible_aggregations
 from downloader.api.deps import Context
 from downloader.api.json import parse_object
 from downloader.api.parse import parse_job
-from downloader.api.problems import Problem, Refused, fault_in, faulty
+from downloader.api.problems import Refused, fault_in, faulty, refused
 from downloader.api.routes.aggregations import CANCEL_S, CANCELLED_AT_ONCE, can_be_named
 from downloader.api.routes.jobs import callback_of_cancelled
-from downloader.api.routing import BAD_QUERY, CURSOR, ResponseSpec, bad_query, next_page, route
+from downloader.api.routing import CURSOR, ResponseSpec, bad_query, next_page, route
 from downloader.api.submission import over_quota
 from downloader.store import CallbackPlan, Changed
 from downloader.wire import CancelledJobs, Group, GroupPage, GroupRequest
@@ -25,10 +25,6 @@ PAGE = 100
 """About how many groups a page has."""
 
 _FIELDS = GroupRequest.__annotations__
-
-_NO_GROUP = "there is no such group"
-
-_OVER_QUOTA = "the token has begun too many groups"
 
 _NAME = "the name is too long or has invisible characters"
 
@@ -41,7 +37,7 @@ _NAME = "the name is too long or has invisible characters"
     responses={
         HTTPStatus.OK: ResponseSpec("A page.", GroupPage, headers={"Link": "The next page (RFC 8288)."})
     },
-    problems={HTTPStatus.UNPROCESSABLE_ENTITY: BAD_QUERY},
+    problems=["query"],
 )
 async def list_groups(context: Context) -> tuple[GroupPage, dict[str, str]]:
     """List the groups of jobs.
@@ -62,7 +58,7 @@ async def list_groups(context: Context) -> tuple[GroupPage, dict[str, str]]:
     "/groups/<aggregation:group>",
     scope="read",
     responses={HTTPStatus.OK: ResponseSpec("The group.", Group)},
-    problems={HTTPStatus.NOT_FOUND: _NO_GROUP},
+    problems=["unknown_group"],
 )
 async def show(context: Context, group: str) -> Group:
     """Show one group of jobs, with its progress."""
@@ -75,12 +71,7 @@ async def show(context: Context, group: str) -> Group:
     scope="submit",
     body=GroupRequest,
     responses={HTTPStatus.OK: ResponseSpec("The group.", Group)},
-    problems={
-        HTTPStatus.BAD_REQUEST: "the body is not a JSON object",
-        HTTPStatus.CONFLICT: "the group is complete",
-        HTTPStatus.UNPROCESSABLE_ENTITY: f"a field is at fault, or {_NAME}",
-        HTTPStatus.TOO_MANY_REQUESTS: _OVER_QUOTA,
-    },
+    problems=["group_complete", "over_quota"],
 )
 async def set_callback(context: Context, group: str) -> Group:
     """Set the callback of a group.
@@ -112,7 +103,7 @@ async def set_callback(context: Context, group: str) -> Group:
     if shown is None:
         raise Refused(over_quota("groups"))
     if shown.state == "complete":
-        raise Refused(_COMPLETE)
+        raise refused("group_complete")
     return shown
 
 
@@ -121,7 +112,7 @@ async def set_callback(context: Context, group: str) -> Group:
     "/groups/<aggregation:group>/seal",
     scope="submit",
     responses={HTTPStatus.OK: ResponseSpec("The group.", Group)},
-    problems={HTTPStatus.UNPROCESSABLE_ENTITY: _NAME, HTTPStatus.TOO_MANY_REQUESTS: _OVER_QUOTA},
+    problems=["malformed", "over_quota"],
 )
 async def seal(context: Context, group: str) -> Group:
     """Seal a group, because all its jobs are submitted.
@@ -143,7 +134,7 @@ async def seal(context: Context, group: str) -> Group:
     "/groups/<aggregation:group>/reopen",
     scope="submit",
     responses={HTTPStatus.OK: ResponseSpec("The group.", Group)},
-    problems={HTTPStatus.NOT_FOUND: _NO_GROUP, HTTPStatus.CONFLICT: "the group is sealed and not complete"},
+    problems=["unknown_group", "group_not_complete"],
 )
 async def reopen(context: Context, group: str) -> Group:
     """Reopen a complete group.
@@ -154,9 +145,9 @@ async def reopen(context: Context, group: str) -> Group:
     await _visible(context, group)
     shown = await context.store.reopen_group(group, context.store.new_id(group))
     if shown is None:
-        raise Refused(_UNKNOWN)
+        raise refused("unknown_group")
     if shown.state != "open":
-        raise Refused(_NOT_COMPLETE)
+        raise refused("group_not_complete")
     return shown
 
 
@@ -165,10 +156,7 @@ async def reopen(context: Context, group: str) -> Group:
     "/groups/<aggregation:group>/jobs",
     scope="submit",
     responses={HTTPStatus.ACCEPTED: ResponseSpec("The number of cancelled jobs.", CancelledJobs)},
-    problems={
-        HTTPStatus.NOT_FOUND: _NO_GROUP,
-        HTTPStatus.CONFLICT: "a job is encrypted with a key that this instance does not have",
-    },
+    problems=["unknown_group", "encrypted"],
 )
 async def cancel_jobs(context: Context, group: str) -> CancelledJobs:
     """Cancel all jobs of a group.
@@ -199,7 +187,7 @@ async def _visible(context: Context, name: str) -> Group:
     """
     group = await context.store.group(name) if visible_aggregations()(name) else None
     if group is None:
-        raise Refused(_UNKNOWN)
+        raise refused("unknown_group")
     return group
 
 
@@ -215,12 +203,3 @@ def _check_name(name: str) -> None:
     if not visible_aggregations()(name):
         fault = fault_in("group", "forbidden", "The token may not use this group.")
         raise Refused(faulty(HTTPStatus.FORBIDDEN, [fault]))
-
-
-_UNKNOWN = Problem(HTTPStatus.NOT_FOUND, "unknown_group", "There is no group of jobs of this name.")
-
-_COMPLETE = Problem(HTTPStatus.CONFLICT, "group_complete", "The group is complete, and its callback is out.")
-
-_NOT_COMPLETE = Problem(
-    HTTPStatus.CONFLICT, "group_not_complete", "The group is sealed, and some of its jobs have not ended."
-)

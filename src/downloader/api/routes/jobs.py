@@ -14,8 +14,8 @@ from quart import request
 
 from downloader.api.auth import audit, sees_all, visible_aggregations
 from downloader.api.deps import ApiDeps, Context
-from downloader.api.problems import UNKNOWN_JOB, Problem, Refused
-from downloader.api.routing import BAD_QUERY, CURSOR, Parameter, ResponseSpec, bad_query, next_page, route
+from downloader.api.problems import refused
+from downloader.api.routing import CURSOR, Parameter, ResponseSpec, bad_query, next_page, route
 from downloader.api.views import job_view, progress_of
 from downloader.model import JobSpec, State
 from downloader.store import CallbackPlan, Changed, JobStore, JobView, Listed
@@ -43,8 +43,6 @@ _JOB_ID = re.compile(r"[0-9A-Za-z]{14}")
 _LINK = {"Link": "The next page (RFC 8288)."}
 
 _LOCATION = {"Location": "The job's route."}
-
-_UNKNOWN = "there is no such job"
 
 AGGREGATIONS = (
     Parameter("aggr_id", "Only jobs of this aggregation."),
@@ -86,13 +84,13 @@ _FILTERS = (
     "/jobs/<job_id>",
     scope="read",
     responses={HTTPStatus.OK: ResponseSpec("The job.", Job)},
-    problems={HTTPStatus.NOT_FOUND: _UNKNOWN},
+    problems=["unknown_job"],
 )
 async def show(context: Context, job_id: str) -> Job:
     """One job."""
     view = await visible_job(context.store, job_id)
     if view is None:
-        raise Refused(UNKNOWN_JOB)
+        raise refused("unknown_job")
     job = job_view(view, context.deps.download_url, named=sees_all())
     if job.state != "running":
         return job
@@ -106,10 +104,7 @@ async def show(context: Context, job_id: str) -> Job:
     scope="submit",
     parameters=[_PURGE],
     responses={HTTPStatus.ACCEPTED: ResponseSpec("The job is cancelled, or is being deleted.", Accepted)},
-    problems={
-        HTTPStatus.NOT_FOUND: _UNKNOWN,
-        HTTPStatus.CONFLICT: "its download is over, or with `purge` it has not ended",
-    },
+    problems=["unknown_job", "not_to_be_cancelled", "not_ended", "encrypted"],
 )
 async def cancel(context: Context, job_id: str) -> Accepted:
     """Cancel a job, or delete its file and record.
@@ -125,9 +120,9 @@ async def cancel(context: Context, job_id: str) -> Accepted:
         plan = callback_of_cancelled(view.spec, deps)
         result = await context.store.cancel(view.spec, plan, deps.keep_s)
     if view is None or result is Changed.UNKNOWN:
-        raise Refused(UNKNOWN_JOB)
+        raise refused("unknown_job")
     if result is Changed.CONFLICT:
-        raise Refused(_NOT_TO_BE_CANCELLED)
+        raise refused("not_to_be_cancelled")
     audit("cancel", job_id=job_id, aggr_id=view.spec.aggr_id)
     return Accepted(id=job_id)
 
@@ -135,9 +130,9 @@ async def cancel(context: Context, job_id: str) -> Accepted:
 async def _purge(store: JobStore, job_id: str, view: JobView | None) -> Accepted:
     result = Changed.UNKNOWN if view is None else await store.purge(job_id)
     if view is None or result is Changed.UNKNOWN:
-        raise Refused(UNKNOWN_JOB)
+        raise refused("unknown_job")
     if result is Changed.CONFLICT:
-        raise Refused(_NOT_ENDED)
+        raise refused("not_ended")
     audit("purge", job_id=job_id, aggr_id=view.spec.aggr_id)
     return Accepted(id=job_id)
 
@@ -161,7 +156,7 @@ async def _purge(store: JobStore, job_id: str, view: JobView | None) -> Accepted
         ),
     ],
     responses={HTTPStatus.OK: ResponseSpec("A page.", JobPage, headers=_LINK)},
-    problems={HTTPStatus.UNPROCESSABLE_ENTITY: "a parameter is malformed, or there is no such list"},
+    problems=["query"],
 )
 async def list_jobs(context: Context) -> tuple[JobPage, dict[str, str]]:
     """List jobs by state.
@@ -190,11 +185,7 @@ async def list_jobs(context: Context) -> tuple[JobPage, dict[str, str]]:
     scope="retry",
     parameters=[_DOWNLOAD],
     responses={HTTPStatus.CREATED: ResponseSpec("The task is pending again.", Accepted, headers=_LOCATION)},
-    problems={
-        HTTPStatus.NOT_FOUND: _UNKNOWN,
-        HTTPStatus.CONFLICT: "nothing of it has failed, or its aggregation uses another proxy now",
-        HTTPStatus.UNPROCESSABLE_ENTITY: "a parameter is unknown",
-    },
+    problems=["unknown_job", "not_to_be_retried", "query"],
 )
 async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]]:
     """Retry a job.
@@ -211,9 +202,9 @@ async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]
             own_limits=context.deps.own_limits,
         )
     if result is Changed.UNKNOWN:
-        raise Refused(UNKNOWN_JOB)
+        raise refused("unknown_job")
     if result is Changed.CONFLICT:
-        raise Refused(_NOT_TO_BE_RETRIED)
+        raise refused("not_to_be_retried")
     audit("retry", job_id=job_id, download=_is_set("download"))
     return Accepted(id=job_id), {"Location": f"/jobs/{job_id}"}
 
@@ -224,7 +215,7 @@ async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]
     scope="retry",
     parameters=[_DOWNLOAD, *_FILTERS],
     responses={HTTPStatus.OK: ResponseSpec("The page is done.", Retried)},
-    problems={HTTPStatus.UNPROCESSABLE_ENTITY: f"{BAD_QUERY} or unknown"},
+    problems=["query"],
 )
 async def retry_all(context: Context) -> Retried:
     """Send failed callbacks again, or repeat failed downloads.
@@ -273,7 +264,7 @@ def callback_of_cancelled(spec: JobSpec, deps: ApiDeps) -> CallbackPlan | None:
         spec, success=False, per_destination=deps.callback_limit, own_limits=deps.own_limits
     )
     if spec.sealed and plan is not None:
-        raise Refused(_ENCRYPTED)
+        raise refused("encrypted")
     return plan
 
 
@@ -373,27 +364,3 @@ def _which(state: str, callback: str) -> Listed:
     if callback:
         raise bad_query("callback", "applies only to jobs whose download is over.")
     return Listed.RUNNING if state == State.RUNNING else Listed.PENDING
-
-
-_NOT_TO_BE_CANCELLED = Problem(
-    HTTPStatus.CONFLICT, "not_to_be_cancelled", "The download of this job is over."
-)
-
-_NOT_ENDED = Problem(
-    HTTPStatus.CONFLICT,
-    "not_ended",
-    "Only a job whose download and callback are over can be deleted; cancel it first.",
-)
-
-_ENCRYPTED = Problem(
-    HTTPStatus.CONFLICT,
-    "encrypted",
-    "The job is encrypted with a key that is not in this instance's redis.encryption_keys.",
-)
-
-_NOT_TO_BE_RETRIED = Problem(
-    HTTPStatus.CONFLICT,
-    "not_to_be_retried",
-    "Only a failed callback, or with ?download=1 a failed download, can be retried; no download whose"
-    " aggregation uses another proxy now.",
-)

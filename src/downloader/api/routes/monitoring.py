@@ -14,7 +14,7 @@ from quart import Response, request
 
 from downloader.api.auth import check_sees_all, sees_all, visible_aggregations
 from downloader.api.deps import Context
-from downloader.api.problems import not_found
+from downloader.api.problems import refused
 from downloader.api.routing import TEXT, ResponseSpec, route
 from downloader.api.snapshot import COUNTED_ROLES, DESTINATIONS, ROLES, SAMPLED
 from downloader.api.views import cooling, counters, in_trouble, waiting, waiting_of_some
@@ -133,7 +133,7 @@ async def backlog(context: Context) -> Sequence[BacklogPoint]:
     "/stats/<role>",
     scope="read",
     responses={HTTPStatus.OK: ResponseSpec("The counters by name.", dict[str, int | float])},
-    problems={HTTPStatus.NOT_FOUND: "there is no such role"},
+    problems=["not_found"],
 )
 async def stats(context: Context, role: str) -> Mapping[str, int | float]:
     """Counters.
@@ -141,7 +141,7 @@ async def stats(context: Context, role: str) -> Mapping[str, int | float]:
     Counters include instances that have ended; gauges are of the live instances.
     """
     if role not in COUNTED_ROLES:
-        raise not_found("Only processor and notifier have statistics.")
+        raise refused("not_found", "Only processor and notifier have statistics.")
     check_sees_all()
     reports = await context.store.reports(role)
     totals = by_name(await context.store.totals(role))

@@ -18,7 +18,6 @@ from downloader.api.auth import (
     COOKIE,
     SECURE_COOKIE,
     SESSION_S,
-    UNAUTHORIZED,
     Caller,
     Callers,
     cookies,
@@ -26,12 +25,13 @@ from downloader.api.auth import (
     find_token,
     identify,
     sign,
+    unauthorized,
 )
 from downloader.api.deps import Context
 from downloader.api.json import parse_object
 from downloader.api.origin import check_page
 from downloader.api.parse import refusal
-from downloader.api.problems import Refused, not_found
+from downloader.api.problems import Refused, refused
 from downloader.api.routing import HTML, JSON, Parameter, ResponseSpec, route
 from downloader.observe import Event, get_logger
 from downloader.server import Headers, Message
@@ -91,12 +91,12 @@ async def index(_context: Context) -> Response:
     "/web/<name>",
     scope=None,
     responses={HTTPStatus.OK: ResponseSpec("The file.", media_type="*/*")},
-    problems={HTTPStatus.NOT_FOUND: "there is no such file"},
+    problems=["not_found"],
 )
 async def asset(_context: Context, name: str) -> Response:
     """Files of the web pages."""
     if name not in _files():
-        raise not_found("There is no such page.")
+        raise refused("not_found")
     return _file(name)
 
 
@@ -166,12 +166,7 @@ async def show_session(context: Context) -> tuple[Session, dict[str, str]]:
     responses={
         HTTPStatus.CREATED: ResponseSpec("Signed in.", Session, headers={"Set-Cookie": "The session."})
     },
-    problems={
-        HTTPStatus.BAD_REQUEST: "the body is not a JSON object",
-        HTTPStatus.UNAUTHORIZED: "the token is wrong",
-        HTTPStatus.NOT_FOUND: "no tokens are configured",
-        HTTPStatus.UNPROCESSABLE_ENTITY: "the token is missing or no text",
-    },
+    problems=["unauthorized", "not_found"],
 )
 async def sign_in(context: Context) -> tuple[Session, dict[str, str]]:
     """Sign in.
@@ -180,7 +175,7 @@ async def sign_in(context: Context) -> tuple[Session, dict[str, str]]:
     other than `GET` and `HEAD` need the header `X-Downloader-Page: 1`.
     """
     if not context.callers:
-        raise not_found("No tokens are configured.")
+        raise refused("not_found", "No tokens are configured.")
     try:
         credentials = SessionRequest.model_validate(parse_object(await request.data))
     except ValidationError as error:
@@ -189,8 +184,8 @@ async def sign_in(context: Context) -> tuple[Session, dict[str, str]]:
     if owner is None:
         scope = cast("Message", request.scope)
         client = scope["client"][0] if scope["client"] else None
-        _log.info(Event.API_REFUSED, reason=UNAUTHORIZED.code, token=None, client=client)
-        raise Refused(UNAUTHORIZED)
+        _log.info(Event.API_REFUSED, reason="unauthorized", token=None, client=client)
+        raise unauthorized()
     digest, caller = owner
     ends = int(time.time()) + SESSION_S
     name = SECURE_COOKIE if _is_secure() else COOKIE
@@ -204,7 +199,7 @@ async def sign_in(context: Context) -> tuple[Session, dict[str, str]]:
     scope=None,
     parameters=[Parameter("X-Downloader-Page", "`1`.", place="header", required=True, schema={"const": "1"})],
     responses={HTTPStatus.NO_CONTENT: ResponseSpec("The cookie is deleted.", media_type="")},
-    problems={HTTPStatus.FORBIDDEN: "the header is missing, or a browser sent it for another site"},
+    problems=["page_header", "cross_site"],
 )
 async def sign_out(_context: Context) -> Response:
     """Sign out."""
