@@ -36,7 +36,7 @@ from downloader.api.problems import (
     too_large,
 )
 from downloader.api.routes import ROUTES
-from downloader.api.routing import JSON, Route, bad_query
+from downloader.api.routing import JSON, Query, Route, bad_query, read_query
 from downloader.api.search import Aggregations
 from downloader.api.submission import TRACE, traceparent
 from downloader.config import Scope
@@ -234,11 +234,13 @@ def create_quart(context: Context) -> QuartTrio:
 
 async def _view(context: Context, route: Route, **variables: str) -> ResponseReturnValue:
     """The handler's result, in a form that Quart takes, by default with the route's first status."""
-    if route.method == "POST" and route.parameters:
-        unknown = request.args.keys() - {parameter.name for parameter in route.parameters}
-        if unknown:  # a misspelled filter would change more than was meant
+    parameters: dict[str, Query] = {}
+    if route.query is not None:
+        unknown = request.args.keys() - route.query.model_fields.keys()
+        if route.method == "POST" and unknown:  # a misspelled filter would change more than was meant
             raise bad_query(min(unknown), "is not a parameter of this route.")
-    result = await route.handler(context, **variables)
+        parameters["query"] = read_query(route.query)
+    result = await route.handler(context, **variables, **parameters)
     if isinstance(result, Response):
         return result
     body, *rest = result if isinstance(result, tuple) else (result,)

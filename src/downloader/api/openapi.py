@@ -149,16 +149,8 @@ def _operation(route: Route, schemas: Mapping[int, Document], *, tokens: bool) -
         "operationId": "_".join([route.method.lower(), path, *names]),
         "summary": route.summary,
         "parameters": [_path_parameter(name) for name in names]
-        + [
-            {
-                "name": parameter.name,
-                "in": parameter.place,
-                "required": parameter.required,
-                "description": parameter.description,
-                "schema": dict(parameter.schema),
-            }
-            for parameter in route.parameters
-        ],
+        + _query_parameters(route)
+        + [{"in": "header", **header} for header in route.headers],
         "responses": {
             **{str(int(status)): _response(spec, schemas) for status, spec in route.responses.items()},
             **{str(status): _problem(meaning) for status, meaning in problem_meanings(route).items()},
@@ -183,6 +175,17 @@ def _path_parameter(name: str) -> Document:
     return {"name": name, "in": "path", "required": True, "description": description, "schema": dict(schema)}
 
 
+def _query_parameters(route: Route) -> list[Document]:
+    fields = _tidy(route.query.model_json_schema())["properties"] if route.query is not None else {}
+    parameters: list[Document] = []
+    for name, schema in fields.items():
+        if not schema["default"]:  # absent
+            del schema["default"]
+        description = schema.pop("description")
+        parameters.append({"name": name, "in": "query", "description": description, "schema": schema})
+    return parameters
+
+
 def _response(spec: ResponseSpec, schemas: Mapping[int, Document]) -> Document:
     response: Document = {"description": spec.description}
     if spec.media_type:
@@ -202,6 +205,8 @@ def problem_meanings(route: Route) -> Mapping[int, str]:
     if route.body is not None and route.body_type == JSON:
         meanings[HTTPStatus.BAD_REQUEST] = CODES["not_an_object"]
         meanings[HTTPStatus.UNPROCESSABLE_ENTITY] = "Fields are at fault, all of them in `errors`."
+    if route.query is not None:
+        meanings[HTTPStatus.UNPROCESSABLE_ENTITY] = CODES["query"]
     for code in route.problems:
         status = STATUSES[code]
         meanings[status] = f"{meanings.get(status, '')} {CODES[code]}".lstrip()

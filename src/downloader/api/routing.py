@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
+from pydantic import BaseModel, ConfigDict, ValidationError, WithJsonSchema
 from quart import request
 
 from downloader.api.problems import Refused, refused
@@ -20,19 +21,22 @@ TEXT = "text/plain; charset=utf-8"
 
 Schema = Mapping[str, Any]
 
-_TEXT: Schema = {"type": "string"}
+
+class Query(BaseModel):
+    """Base of the parameters of a query, by name. An empty parameter counts as absent."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A parameter of the query, or a header of the request."""
+class Paged(Query):
+    """Parameters of a list with pages."""
 
-    name: str
-    description: str
-    _: KW_ONLY
-    place: str = "query"
-    required: bool = False
-    schema: Schema = field(default_factory=lambda: _TEXT)
+    cursor: str = ""
+    """The cursor of an earlier answer; empty: from the start."""
+
+
+Flag = Annotated[bool, WithJsonSchema({"type": "string", "enum": ["1", "0"]})]
+"""A parameter that is `1` or absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +74,10 @@ class Declaration:
     """By status; the first applies if the handler returns no status."""
     problems: Sequence[str] = ()
     """The codes of problems, without those that every route has, and those of a body in JSON."""
-    parameters: Sequence[Parameter] = ()
-    """Parameters, besides the parameters in the path."""
+    query: type[Query] | None = None
+    """The parameters, which the handler gets as `query`; `None`: there are none."""
+    headers: Sequence[Schema] = ()
+    """Headers that the route reads, as parameter objects of OpenAPI."""
     body: Any = None
     """The type of the request's body, for pydantic; `None`: there is none."""
     body_type: str = JSON
@@ -114,13 +120,24 @@ class Route(Declaration):
     """Empty if the summary says everything."""
 
 
-CURSOR = Parameter("cursor", "The cursor of an earlier answer; empty: from the start.")
-
-
 def next_page(path: str, cursor: str) -> dict[str, str]:
     """The `Link` header to the next page (RFC 8288); no header if the cursor is empty."""
     query = urlencode({**request.args.to_dict(), "cursor": cursor})
     return {"Link": f'<{path}?{query}>; rel="next"'} if cursor else {}
+
+
+def read_query(model: type[Query]) -> Query:
+    """The parameters of Quart's request.
+
+    Raises:
+        Refused: 422, with the parameter at fault.
+    """
+    try:
+        return model.model_validate({name: text for name, text in request.args.items() if text})
+    except ValidationError as error:
+        [details, *_] = error.errors(include_url=False, include_input=False)
+        detail = details["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        raise bad_query(str(details["loc"][0]), f"{detail}.") from None
 
 
 def bad_query(field: str, detail: str) -> Refused:

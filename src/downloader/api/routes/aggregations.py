@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from http import HTTPStatus
 from itertools import islice
+from typing import Annotated
 from urllib.parse import quote
 
 import trio
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from quart import request
 
 from downloader.api.auth import audit, check_sees_all, visible_aggregations
@@ -18,7 +18,7 @@ from downloader.api.json import parse_object
 from downloader.api.parse import MAX_NAME_CHARS, MAX_WARNINGS, refusal
 from downloader.api.problems import refused
 from downloader.api.routes.jobs import callback_of_cancelled
-from downloader.api.routing import CURSOR, Parameter, ResponseSpec, bad_query, next_page, route
+from downloader.api.routing import Paged, ResponseSpec, bad_query, next_page, route
 from downloader.api.search import BUSIEST, PAGE_MAX, SORTS, Aggregations
 from downloader.api.views import blocked, with_state
 from downloader.model import MAX_AGGREGATION_CHARS
@@ -44,79 +44,65 @@ CANCEL_S = 5.0
 
 _CHANGES = TypeAdapter(AggregationChanges)
 
-_COUNT = f"must be from 1 to {PAGE_MAX}."
+
+class AggregationQuery(Paged):
+    """The parameters of `GET /aggregations`."""
+
+    q: str = ""
+    """Only those with this in their name, whatever the case."""
+    sort: Annotated[str, Field(pattern=rf"^-?({'|'.join(SORTS)})$")] = BUSIEST
+    """The sort key; a `-` in front sorts in descending order."""
+    count: Annotated[int, Field(ge=1, le=PAGE_MAX)] = PAGE_MAX
+    """Most aggregations on a page, with `q` or `sort`."""
 
 
 @route(
     "GET",
     "/aggregations",
     scope="read",
-    parameters=[
-        Parameter("q", "Only those with this in their name, whatever the case."),
-        Parameter(
-            "sort",
-            "The sort key; a `-` in front sorts in descending order. By default `-work`, the busiest first.",
-            schema={"type": "string", "enum": ["", *SORTS, *(f"-{name}" for name in SORTS)]},
-        ),
-        Parameter(
-            "count",
-            "Most aggregations on a page, with `q` or `sort`.",
-            schema={"type": "integer", "minimum": 1, "maximum": PAGE_MAX},
-        ),
-        CURSOR,
-    ],
+    query=AggregationQuery,
     responses={
         HTTPStatus.OK: ResponseSpec("A page.", AggregationPage, headers={"Link": "The next page (RFC 8288)."})
     },
-    problems=["query"],
 )
-async def list_aggregations(context: Context) -> tuple[AggregationPage, dict[str, str]]:
+async def list_aggregations(
+    context: Context, query: AggregationQuery
+) -> tuple[AggregationPage, dict[str, str]]:
     """List the aggregations with unfinished downloads.
 
     With `q` or `sort` they are searched and sorted, and `total` says how many match.
     """
-    if "q" in request.args or "sort" in request.args:
-        page = await _search(context.search)
-    else:
-        try:
-            listed = await context.store.aggregations(request.args.get("cursor", ""), PAGE)
-        except ValueError:
-            raise bad_query("cursor", "must be one from an earlier answer.") from None
-        allows = visible_aggregations()
-        rows = [row for row in listed.aggregations if allows(row.aggr_id)]
-        rows.sort(key=lambda row: (-row.in_flight - row.pending, row.aggr_id))
-        page = AggregationPage(aggregations=rows, cursor=listed.cursor)
+    try:
+        if "q" in request.args or "sort" in request.args:
+            page = await _search(context.search, query)
+        else:
+            page = await _list(context.store, query.cursor)
+    except ValueError:
+        raise bad_query("cursor", "must be one from an earlier answer.") from None
     reason = await _blocked(context.store)
     rows = [with_state(row, reason, datetime.now(UTC)) for row in page.aggregations]
     page = page.model_copy(update={"aggregations": rows, "paused": reason == "paused"})
     return page, next_page("/aggregations", page.cursor)
 
 
-async def _search(aggregations: Aggregations) -> AggregationPage:
-    """The page that the request's query searches for.
+async def _list(store: JobStore, cursor: str) -> AggregationPage:
+    """A page of all aggregations. Raises `ValueError` for another cursor than one of an earlier page."""
+    listed, allows = await store.aggregations(cursor, PAGE), visible_aggregations()
+    rows = [row for row in listed.aggregations if allows(row.aggr_id)]
+    rows.sort(key=lambda row: (-row.in_flight - row.pending, row.aggr_id))
+    return AggregationPage(aggregations=rows, cursor=listed.cursor)
 
-    Raises:
-        Refused: 422.
-    """
-    sort = request.args.get("sort", "") or BUSIEST
-    if sort.removeprefix("-") not in SORTS:
-        raise bad_query("sort", f"must be one of {', '.join(SORTS)}; descending with - in front.")
-    skip = _number("cursor", 0, "must be one from an earlier answer.")
-    count = _number("count", PAGE_MAX, _COUNT)
-    if not 1 <= count <= PAGE_MAX:
-        raise bad_query("count", _COUNT)
+
+async def _search(aggregations: Aggregations, query: AggregationQuery) -> AggregationPage:
+    """The page that a query searches for. Raises as `_list`."""
+    skip = int(query.cursor or "0")
+    if skip < 0:
+        raise ValueError
     rows, total = await aggregations.find(
-        visible_aggregations(), text=request.args.get("q", ""), sort=sort, skip=skip, count=count
+        visible_aggregations(), text=query.q, sort=query.sort, skip=skip, count=query.count
     )
-    cursor = str(skip + count) if skip + count < total else ""
-    return AggregationPage(aggregations=rows, cursor=cursor, total=total)
-
-
-def _number(name: str, default: int, detail: str) -> int:
-    text = request.args.get(name, "")
-    if text and re.fullmatch(r"[0-9]{1,9}", text) is None:
-        raise bad_query(name, detail)
-    return int(text) if text else default
+    end = skip + query.count
+    return AggregationPage(aggregations=rows, cursor=str(end) if end < total else "", total=total)
 
 
 @route(

@@ -19,7 +19,7 @@ from downloader.api.intake import BULK_PATH, MAX_BATCH, SINGLE_PATH, Intake, mem
 from downloader.api.json import parse_object
 from downloader.api.parse import warnings_for
 from downloader.api.problems import Problem, Refused, problem, refused, too_large
-from downloader.api.routing import NDJSON, Parameter, ResponseSpec, route
+from downloader.api.routing import NDJSON, ResponseSpec, route
 from downloader.api.submission import (
     TRACE,
     check_accepted,
@@ -50,13 +50,14 @@ _log = get_logger()
     scope="submit",
     plain=True,
     calls_back=True,
-    parameters=[
-        Parameter(
-            _KEY_HEADER,
-            "The same key with the same job within 24 hours answers the same id and enqueues nothing.",
-            place="header",
-            schema={"type": "string", "pattern": "^[ -~]{1,255}$"},
-        )
+    headers=[
+        {
+            "name": _KEY_HEADER,
+            "required": False,
+            "description": "The same key with the same job within 24 hours answers the same id and enqueues"
+            " nothing.",
+            "schema": {"type": "string", "pattern": "^[ -~]{1,255}$"},
+        }
     ],
     body=DownloadRequest,
     responses={

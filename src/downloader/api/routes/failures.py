@@ -8,11 +8,10 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 
 import trio
-from quart import request
 
 from downloader.api.deps import Context
-from downloader.api.routes.jobs import AGGREGATIONS, SEARCH_S, visible_jobs
-from downloader.api.routing import Parameter, ResponseSpec, route
+from downloader.api.routes.jobs import SEARCH_S, AggregationFilter, visible_jobs
+from downloader.api.routing import Flag, ResponseSpec, route
 from downloader.model import Kind
 from downloader.store import JobStore, Listed
 from downloader.wire import FailureCount, FailureGroup, Failures
@@ -29,28 +28,27 @@ GROUPS = 100
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
+class FailureQuery(AggregationFilter):
+    """The parameters of `GET /failures`."""
+
+    all: Flag = False
+    """Count all failed jobs, for at most a second. Otherwise only the newest 2000 downloads and the newest
+    2000 callbacks are counted."""
+
+
 @route(
     "GET",
     "/failures",
     scope="read",
-    parameters=[
-        *AGGREGATIONS,
-        Parameter(
-            "all",
-            f"Count all failed jobs, for at most a second. Otherwise only the newest {COUNTED} downloads and"
-            f" the newest {COUNTED} callbacks are counted.",
-            schema={"type": "string", "enum": ["1", ""]},
-        ),
-    ],
+    query=FailureQuery,
     responses={HTTPStatus.OK: ResponseSpec("The groups with the most jobs first.", Failures)},
 )
-async def failures(context: Context) -> Failures:
+async def failures(context: Context, query: FailureQuery) -> Failures:
     """Count failures by aggregation and reason.
 
     Counts downloads and callbacks that failed for good and can be retried.
     """
-    most = math.inf if request.args.get("all", "") else COUNTED
-    groups, complete = await _failure_groups(context.store, most)
+    groups, complete = await _failure_groups(context.store, query)
     downloads, callbacks = ([group for group in groups if group.kind == kind.value] for kind in Kind)
     largest = sorted(groups, key=lambda group: (-group.jobs, group.aggr_id, group.kind, group.error))
     return Failures(
@@ -62,9 +60,10 @@ async def failures(context: Context) -> Failures:
     )
 
 
-async def _failure_groups(store: JobStore, most: float) -> tuple[Sequence[FailureGroup], bool]:
-    """Count at most `most` failed jobs of each kind; return the groups, and whether all jobs were counted."""
-    visible, ends_at, complete = visible_jobs(), trio.current_time() + SEARCH_S, True
+async def _failure_groups(store: JobStore, query: FailureQuery) -> tuple[Sequence[FailureGroup], bool]:
+    """Count failed jobs of each kind; return the groups, and whether all jobs were counted."""
+    most = math.inf if query.all else COUNTED
+    visible, ends_at, complete = visible_jobs(query), trio.current_time() + SEARCH_S, True
     groups: dict[tuple[str, ...], FailureGroup] = {}
     for which in (Listed.FAILED_DOWNLOADS, Listed.FAILED_CALLBACKS):
         cursor, read = "", 0

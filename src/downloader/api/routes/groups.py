@@ -16,7 +16,7 @@ from downloader.api.parse import parse_job
 from downloader.api.problems import Refused, fault_in, faulty, refused
 from downloader.api.routes.aggregations import CANCEL_S, CANCELLED_AT_ONCE, can_be_named
 from downloader.api.routes.jobs import callback_of_cancelled
-from downloader.api.routing import CURSOR, ResponseSpec, bad_query, next_page, route
+from downloader.api.routing import Paged, ResponseSpec, bad_query, next_page, route
 from downloader.api.submission import over_quota
 from downloader.store import CallbackPlan, Changed
 from downloader.wire import CancelledJobs, Group, GroupPage, GroupRequest
@@ -33,19 +33,18 @@ _NAME = "the name is too long or has invisible characters"
     "GET",
     "/groups",
     scope="read",
-    parameters=[CURSOR],
+    query=Paged,
     responses={
         HTTPStatus.OK: ResponseSpec("A page.", GroupPage, headers={"Link": "The next page (RFC 8288)."})
     },
-    problems=["query"],
 )
-async def list_groups(context: Context) -> tuple[GroupPage, dict[str, str]]:
+async def list_groups(context: Context, query: Paged) -> tuple[GroupPage, dict[str, str]]:
     """List the groups of jobs.
 
     In no order, about 100 on a page. A service on a Redis Cluster may list a group on several pages.
     """
     try:
-        page = await context.store.groups(request.args.get("cursor", ""), PAGE)
+        page = await context.store.groups(query.cursor, PAGE)
     except ValueError:
         raise bad_query("cursor", "must be one from an earlier answer.") from None
     allows = visible_aggregations()

@@ -8,16 +8,18 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import datetime
 from http import HTTPStatus
+from typing import Annotated, Literal
 
 import trio
+from pydantic import BeforeValidator, Field, WithJsonSchema
 from quart import request
 
 from downloader.api.auth import audit, sees_all, visible_aggregations
 from downloader.api.deps import ApiDeps, Context
 from downloader.api.problems import refused
-from downloader.api.routing import CURSOR, Parameter, ResponseSpec, bad_query, next_page, route
+from downloader.api.routing import Flag, Paged, Query, ResponseSpec, bad_query, next_page, route
 from downloader.api.views import job_view, progress_of
-from downloader.model import JobSpec, State
+from downloader.model import JobSpec, State, StateName
 from downloader.store import CallbackPlan, Changed, JobStore, JobView, Listed
 from downloader.wire import (
     Accepted,
@@ -35,48 +37,79 @@ PAGE = 200
 SEARCH_S = 1.0
 """Time after which a request to retry stops reading pages without a match."""
 
-_FINISHED_STATES = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
-_CALLBACK_STATES = (State.SUCCEEDED, State.FAILED)
-
 _JOB_ID = re.compile(r"[0-9A-Za-z]{14}")
 
 _LINK = {"Link": "The next page (RFC 8288)."}
 
 _LOCATION = {"Location": "The job's route."}
 
-AGGREGATIONS = (
-    Parameter("aggr_id", "Only jobs of this aggregation."),
-    Parameter("q", "Only jobs of aggregations whose name contains this text, in upper or lower case."),
-)
 
-_DOWNLOAD = Parameter(
-    "download", "Repeat a failed download instead.", schema={"type": "string", "enum": ["1", "0"]}
-)
+def _moment(text: object) -> object:
+    return moment(unix_ms(text)) if isinstance(text, str) else text
 
-_PURGE = Parameter(
-    "purge",
-    "Instead of cancelling, delete the file and the record of a job that has ended.",
-    schema={"type": "string", "enum": ["1", "0"]},
-)
 
-_TIME = {"type": "string", "anyOf": [{"format": "date-time"}, {"const": ""}]}
+def _split(text: object) -> object:
+    return frozenset(filter(None, text.split(","))) if isinstance(text, str) else text
 
-_FILTERS = (
-    *AGGREGATIONS,
-    Parameter("error_code", "Only jobs whose download ended with this `error_code`."),
-    Parameter("destination", "Only jobs with a callback to this destination, written as in `GET /stats`."),
-    Parameter("group", "Only jobs of this group."),
-    Parameter("tags", "Only jobs that have one of these tags, which commas separate."),
-    Parameter(
-        "since",
-        "Only callbacks that failed, or downloads that ended, at this time (RFC 3339) or later.",
-        schema=_TIME,
-    ),
-    Parameter(
-        "until", "Only callbacks that failed, or downloads that ended, at this time or earlier.", schema=_TIME
-    ),
-    CURSOR,
-)
+
+Time = Annotated[
+    datetime | None, BeforeValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})
+]
+
+
+class CancelQuery(Query):
+    """The parameters of `DELETE /jobs/<id>`."""
+
+    purge: Flag = False
+    """Instead of cancelling, delete the file and the record of a job that has ended."""
+
+
+class RetryQuery(Query):
+    """The parameters of `POST /retry/<id>`."""
+
+    download: Flag = False
+    """Repeat a failed download instead."""
+
+
+class AggregationFilter(Query):
+    """Filters for aggregations."""
+
+    aggr_id: str = ""
+    """Only jobs of this aggregation."""
+    q: str = ""
+    """Only jobs of aggregations whose name contains this text, in upper or lower case."""
+
+
+class JobFilter(AggregationFilter, Paged):
+    """Filters for jobs."""
+
+    error_code: str = ""
+    """Only jobs whose download ended with this `error_code`."""
+    destination: str = ""
+    """Only jobs with a callback to this destination, written as in `GET /stats`."""
+    group: str = ""
+    """Only jobs of this group."""
+    tags: Annotated[frozenset[str], BeforeValidator(_split), WithJsonSchema({"type": "string"})] = frozenset()
+    """Only jobs that have one of these tags, which commas separate."""
+    since: Time = None
+    """Only callbacks that failed, or downloads that ended, at this time (RFC 3339) or later."""
+    until: Time = None
+    """Only callbacks that failed, or downloads that ended, at this time or earlier."""
+
+
+class ListQuery(JobFilter):
+    """The parameters of `GET /jobs`."""
+
+    state: StateName | Literal[""] = ""
+    """Of the download."""
+    callback: Literal["succeeded", "failed", ""] = ""
+    """The state of the callback, of jobs whose download is over."""
+    count: Annotated[int, Field(ge=1, le=PAGE)] = PAGE
+    """Most jobs on a page."""
+
+
+class RetryAllQuery(JobFilter, RetryQuery):
+    """The parameters of `POST /retry`."""
 
 
 @route(
@@ -102,18 +135,18 @@ async def show(context: Context, job_id: str) -> Job:
     "DELETE",
     "/jobs/<job_id>",
     scope="submit",
-    parameters=[_PURGE],
+    query=CancelQuery,
     responses={HTTPStatus.ACCEPTED: ResponseSpec("The job is cancelled, or is being deleted.", Accepted)},
     problems=["unknown_job", "not_to_be_cancelled", "not_ended", "encrypted"],
 )
-async def cancel(context: Context, job_id: str) -> Accepted:
+async def cancel(context: Context, job_id: str, query: CancelQuery) -> Accepted:
     """Cancel a job, or delete its file and record.
 
     A pending or running job is cancelled; its callback reports the `error_code` `cancelled`. With `purge`, an
     ended job is deleted.
     """
     deps, view = context.deps, await visible_job(context.store, job_id)
-    if _is_set("purge"):
+    if query.purge:
         return await _purge(context.store, job_id, view)
     result = Changed.UNKNOWN
     if view is not None:
@@ -141,33 +174,20 @@ async def _purge(store: JobStore, job_id: str, view: JobView | None) -> Accepted
     "GET",
     "/jobs",
     scope="read",
-    parameters=[
-        Parameter("state", "Of the download.", schema={"type": "string", "enum": ["", *State]}),
-        Parameter(
-            "callback",
-            "The state of the callback, of jobs whose download is over.",
-            schema={"type": "string", "enum": ["", *_CALLBACK_STATES]},
-        ),
-        *_FILTERS,
-        Parameter(
-            "count",
-            "Most jobs on a page.",
-            schema={"type": "integer", "minimum": 1, "maximum": PAGE},
-        ),
-    ],
+    query=ListQuery,
     responses={HTTPStatus.OK: ResponseSpec("A page.", JobPage, headers=_LINK)},
-    problems=["query"],
 )
-async def list_jobs(context: Context) -> tuple[JobPage, dict[str, str]]:
+async def list_jobs(context: Context, query: ListQuery) -> tuple[JobPage, dict[str, str]]:
     """List jobs by state.
 
     The request needs `state` or `callback` or both; with `state` `pending` also `aggr_id` or `group`. With
     `group` alone, the unfinished jobs of the group are listed.
     """
-    state, callback, group = (request.args.get(name, "") for name in ("state", "callback", "group"))
-    unfinished = group and not callback and state in ("", State.PENDING, State.RUNNING)
+    state: str = query.state
+    callback = query.callback
+    unfinished = query.group and not callback and state in ("", State.PENDING, State.RUNNING)
     which = Listed.GROUP if unfinished else _which(state, callback)
-    pages = _pages(context.store, which, state=state, callback=callback)
+    pages = _pages(context.store, which, query, state=state, callback=callback, count=query.count)
     async with aclosing(pages):
         async for page in pages:
             if page.jobs:
@@ -183,11 +203,11 @@ async def list_jobs(context: Context) -> tuple[JobPage, dict[str, str]]:
     "POST",
     "/retry/<job_id>",
     scope="retry",
-    parameters=[_DOWNLOAD],
+    query=RetryQuery,
     responses={HTTPStatus.CREATED: ResponseSpec("The task is pending again.", Accepted, headers=_LOCATION)},
-    problems=["unknown_job", "not_to_be_retried", "query"],
+    problems=["unknown_job", "not_to_be_retried"],
 )
-async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]]:
+async def retry(context: Context, job_id: str, query: RetryQuery) -> tuple[Accepted, dict[str, str]]:
     """Retry a job.
 
     Sends a failed callback again, or repeats a failed download.
@@ -197,7 +217,7 @@ async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]
     if well_formed and (sees_all() or await visible_job(context.store, job_id) is not None):
         result = await context.store.retry(
             job_id,
-            download=_is_set("download"),
+            download=query.download,
             limit=context.deps.callback_limit,
             own_limits=context.deps.own_limits,
         )
@@ -205,7 +225,7 @@ async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]
         raise refused("unknown_job")
     if result is Changed.CONFLICT:
         raise refused("not_to_be_retried")
-    audit("retry", job_id=job_id, download=_is_set("download"))
+    audit("retry", job_id=job_id, download=query.download)
     return Accepted(id=job_id), {"Location": f"/jobs/{job_id}"}
 
 
@@ -213,22 +233,21 @@ async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]
     "POST",
     "/retry",
     scope="retry",
-    parameters=[_DOWNLOAD, *_FILTERS],
+    query=RetryAllQuery,
     responses={HTTPStatus.OK: ResponseSpec("The page is done.", Retried)},
-    problems=["query"],
 )
-async def retry_all(context: Context) -> Retried:
+async def retry_all(context: Context, query: RetryAllQuery) -> Retried:
     """Send failed callbacks again, or repeat failed downloads.
 
     A request ends as soon as some jobs were retried, or after a second. Repeat the request with the cursor
     from the response until that is empty.
     """
-    download = _is_set("download")
     pages = _pages(
         context.store,
-        Listed.FAILED_DOWNLOADS if download else Listed.FAILED_CALLBACKS,
-        state=State.FAILED if download else "",
-        callback="" if download else State.FAILED,
+        Listed.FAILED_DOWNLOADS if query.download else Listed.FAILED_CALLBACKS,
+        query,
+        state=State.FAILED if query.download else "",
+        callback="" if query.download else State.FAILED,
         search_s=SEARCH_S,
     )
     retried = 0
@@ -237,7 +256,7 @@ async def retry_all(context: Context) -> Retried:
             if ids := [job.id for job in page.jobs]:
                 results = await context.store.retry_all(
                     ids,
-                    download=download,
+                    download=query.download,
                     limit=context.deps.callback_limit,
                     own_limits=context.deps.own_limits,
                 )
@@ -245,13 +264,9 @@ async def retry_all(context: Context) -> Retried:
             if retried:
                 break
     if retried:
-        query = {name: value for name, value in request.args.items() if value and name != "cursor"}
-        audit("retry_jobs", count=retried, query=query)
+        given = {name: value for name, value in request.args.items() if value and name != "cursor"}
+        audit("retry_jobs", count=retried, query=given)
     return Retried(retried=retried, cursor=page.cursor)
-
-
-def _is_set(name: str) -> bool:
-    return request.args.get(name, "") not in ("", "0", "false")
 
 
 def callback_of_cancelled(spec: JobSpec, deps: ApiDeps) -> CallbackPlan | None:
@@ -275,43 +290,45 @@ async def visible_job(store: JobStore, job_id: str) -> JobView | None:
 
 
 async def _pages(
-    store: JobStore, which: Listed, *, state: str, callback: str, search_s: float = math.inf
+    store: JobStore,
+    which: Listed,
+    query: JobFilter,
+    *,
+    state: str,
+    callback: str,
+    count: int = PAGE,
+    search_s: float = math.inf,
 ) -> AsyncGenerator[JobPage]:
-    """Yield pages of a list, with the jobs that match the request's query, for at most `search_s`.
+    """Yield pages of a list, with the jobs that match a query, for at most `search_s`.
 
-    Begins at the request's cursor.
+    Begins at the query's cursor.
 
     Raises:
         Refused: 422, with the parameter at fault.
     """
-    aggr_id, group, error_code, destination, cursor = (
-        request.args.get(name, "") for name in ("aggr_id", "group", "error_code", "destination", "cursor")
-    )
-    start, end = _time("since", which), _time("until", which)
-    if which is Listed.PENDING and not aggr_id:
+    start, end, cursor = query.since, query.until, query.cursor
+    if (start or end) and which in (Listed.PENDING, Listed.RUNNING, Listed.GROUP):
+        raise bad_query("since" if start else "until", "applies only to jobs whose download is over.")
+    if which is Listed.PENDING and not query.aggr_id:
         raise bad_query("aggr_id", "is required for pending jobs, which are listed by aggregation.")
-    count = request.args.get("count", "") or str(PAGE)
-    if not re.fullmatch(r"[0-9]{1,3}", count) or not 1 <= int(count) <= PAGE:
-        raise bad_query("count", f"must be from 1 to {PAGE}.")
-    tags = frozenset(filter(None, request.args.get("tags", "").split(",")))
-    visible, ends = visible_jobs(), trio.current_time() + search_s
+    visible, ends = visible_jobs(query), trio.current_time() + search_s
 
     def matches(job: ListedJob) -> bool:
         return (
             visible(job.aggr_id)
             and state in ("", job.state)
             and callback in ("", job.callback)
-            and error_code in ("", job.error_code)
-            and destination in ("", job.destination)
-            and group in ("", job.group)
-            and (not tags or not tags.isdisjoint(job.tags))
+            and query.error_code in ("", job.error_code)
+            and query.destination in ("", job.destination)
+            and query.group in ("", job.group)
+            and (not query.tags or not query.tags.isdisjoint(job.tags))
             and (start is end is None or _ended_between(job, callback, start, end))
         )
 
     while True:
         try:
-            listed = group if which is Listed.GROUP else aggr_id
-            page = await store.jobs(which, listed, cursor, int(count), matches)
+            listed = query.group if which is Listed.GROUP else query.aggr_id
+            page = await store.jobs(which, listed, cursor, count, matches)
         except ValueError:
             raise bad_query("cursor", "must be one from an earlier answer.") from None
         yield page
@@ -320,26 +337,10 @@ async def _pages(
             return
 
 
-def visible_jobs() -> Callable[[str], bool]:
-    """A filter for names of aggregations: visible to the caller, and matching `aggr_id` and `q`."""
-    allows, aggr_id, text = visible_aggregations(), *(request.args.get(name, "") for name in ("aggr_id", "q"))
-    part = text.casefold()
-    return lambda name: aggr_id in ("", name) and part in name.casefold() and allows(name)
-
-
-def _time(name: str, which: Listed) -> datetime | None:
-    """The time in a parameter of the query; `None` without one.
-
-    Raises:
-        Refused: 422.
-    """
-    text = request.args.get(name, "")
-    if text and which in (Listed.PENDING, Listed.RUNNING, Listed.GROUP):
-        raise bad_query(name, "applies only to jobs whose download is over.")
-    try:
-        return moment(unix_ms(text)) if text else None
-    except ValueError as error:
-        raise bad_query(name, f"{error}.") from None
+def visible_jobs(query: AggregationFilter) -> Callable[[str], bool]:
+    """A filter for names of aggregations: visible to the caller, and matching the query."""
+    allows, part = visible_aggregations(), query.q.casefold()
+    return lambda name: query.aggr_id in ("", name) and part in name.casefold() and allows(name)
 
 
 def _ended_between(job: ListedJob, callback: str, start: datetime | None, end: datetime | None) -> bool:
@@ -355,12 +356,8 @@ def _which(state: str, callback: str) -> Listed:
     """
     if not state and not callback:
         raise bad_query("state", "or callback is required: the store has no list of all jobs.")
-    if callback and callback not in _CALLBACK_STATES:
-        raise bad_query("callback", "must be succeeded or failed.")
-    if not state or state in _FINISHED_STATES:
-        return Listed.FAILED_CALLBACKS if callback == State.FAILED else Listed.FINISHED
-    if state not in (State.PENDING, State.RUNNING):
-        raise bad_query("state", f"must be one of {', '.join(State)}.")
-    if callback:
-        raise bad_query("callback", "applies only to jobs whose download is over.")
-    return Listed.RUNNING if state == State.RUNNING else Listed.PENDING
+    if state in (State.PENDING, State.RUNNING):
+        if callback:
+            raise bad_query("callback", "applies only to jobs whose download is over.")
+        return Listed.RUNNING if state == State.RUNNING else Listed.PENDING
+    return Listed.FAILED_CALLBACKS if callback == State.FAILED else Listed.FINISHED

@@ -32,7 +32,7 @@ from downloader.api.json import parse_object
 from downloader.api.origin import check_page
 from downloader.api.parse import refusal
 from downloader.api.problems import Refused, refused
-from downloader.api.routing import HTML, JSON, Parameter, ResponseSpec, route
+from downloader.api.routing import HTML, JSON, ResponseSpec, route
 from downloader.observe import Event, get_logger
 from downloader.server import Headers, Message
 from downloader.wire import Session, moment
@@ -197,7 +197,9 @@ async def sign_in(context: Context) -> tuple[Session, dict[str, str]]:
     "DELETE",
     _SESSION,
     scope=None,
-    parameters=[Parameter("X-Downloader-Page", "`1`.", place="header", required=True, schema={"const": "1"})],
+    headers=[
+        {"name": "X-Downloader-Page", "description": "`1`.", "required": True, "schema": {"const": "1"}}
+    ],
     responses={HTTPStatus.NO_CONTENT: ResponseSpec("The cookie is deleted.", media_type="")},
     problems=["page_header", "cross_site"],
 )
