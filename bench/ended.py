@@ -21,7 +21,7 @@ _DELIVERED = CallbackOutcome(verdict=Verdict.SUCCEEDED)
 
 
 async def run(url: str) -> None:
-    plan = CallbackPlan(group="http bench", limit=fill.BATCH)
+    plan = CallbackPlan(queue="http bench", limit=fill.BATCH)
     jobs = 0
     async with asyncio_loop(), open_store(RedisSettings(url=url)) as store:
         while downloads := (await store.lease(Kind.DOWNLOAD, "bench", fill.BATCH, fill.LEASE_S)).leases:

@@ -15,7 +15,7 @@ import trio
 
 from bench import fill
 from downloader.config import RedisSettings
-from downloader.model import Kind, Lease, callback_group
+from downloader.model import Kind, Lease, callback_queue
 from downloader.store import CallbackPlan, asyncio_loop, open_store
 
 _BATCH = 64
@@ -23,7 +23,7 @@ _BATCH = 64
 
 async def run(url: str, kind: str, destination: str, *, count: int, limit: int, destinations: int) -> None:
     def plan(lease: Lease) -> CallbackPlan:
-        return CallbackPlan(group=callback_group(kind, lease.spec.callback_dst), limit=limit)
+        return CallbackPlan(queue=callback_queue(kind, lease.spec.callback_dst), limit=limit)
 
     ids: list[str] = []
     async with asyncio_loop(), open_store(RedisSettings(url=url)) as store:

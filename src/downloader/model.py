@@ -1,8 +1,8 @@
 """The values that all parts share: jobs, tasks, attempts, outcomes, callbacks. No I/O.
 
 A *job* is what a client asked for (`JobSpec`, immutable). The work on it is one or two *tasks*: its
-download, then its callback. A task belongs to a *group* that bounds how many run at once: a download's
-group is its aggregation, a callback's the destination it goes to. A task is *leased* to one instance
+download, then its callback. A task belongs to a *queue* that bounds how many run at once: a download's
+queue is its aggregation, a callback's the destination it goes to. A task is *leased* to one instance
 at a time. Every lease has a new *generation*, so that the holder of an old lease can change nothing.
 """
 
@@ -65,7 +65,7 @@ class State(StrEnum):
     """States of a task; `docs/state-machine.md` draws the transitions."""
 
     PENDING = "pending"
-    """Waiting until the task is due and the group has a free slot."""
+    """Waiting until the task is due and the queue has a free slot."""
     RUNNING = "running"
     """Leased to an instance."""
     SUCCEEDED = "succeeded"
@@ -508,7 +508,7 @@ class Lease:
 
     kind: Kind
     spec: JobSpec
-    group: str
+    queue: str
     generation: int
     attempts: int
     """Earlier attempts that count against the retries."""
@@ -517,11 +517,11 @@ class Lease:
     throttled: int = 0
     """Earlier attempts that ended with a cooldown of the aggregation; downloads only."""
     limit: int
-    """How many tasks of the group may run at once in the fleet, at the time of the lease."""
+    """How many tasks of the queue may run at once in the fleet, at the time of the lease."""
     proxy: str = ""
     """The aggregation's proxy; downloads only."""
     token: str = ""
-    """The token that the group belongs to; empty: none."""
+    """The token that the queue belongs to; empty: none."""
     result: Outcome | None = None
     """How the download ended; callbacks only."""
     result_attempts: int = 0
@@ -545,20 +545,20 @@ class Lease:
         return self.spec.id
 
 
-def callback_group(callback_type: str, destination: str) -> str:
-    """The group that bounds callbacks to a destination: the origin of a URL.
+def callback_queue(callback_type: str, destination: str) -> str:
+    """The queue of callbacks to a destination: the origin of a URL.
 
     A destination that does not respond therefore delays no other one, also on the same host. The queues of a
-    broker share an origin, so for brokers the path is part of the group: a missing queue must not delay the
-    others. A destination that is not a URL (a topic, a prefix) is a group of its own. Never raises.
+    broker share an origin, so for brokers the path is part of the name: a missing queue must not delay the
+    others. A destination that is not a URL (a topic, a prefix) has a queue of its own. Never raises.
     """
     scheme, mark, address = destination.partition("://")
     if mark:
         # `urlsplit` raises for some usable URLs, such as one with a `[` in the password.
         authority = _AUTHORITY_END.split(address, maxsplit=1)[0]
-        queue = address[len(authority) :] if callback_type in BROKERS else ""
+        path = address[len(authority) :] if callback_type in BROKERS else ""
         scheme, host = scheme.lower(), authority.rpartition("@")[2].lower().removesuffix(":")
-        destination = f"{scheme}://{host.removesuffix(_DEFAULT_PORTS.get(scheme, ':'))}{queue}"
+        destination = f"{scheme}://{host.removesuffix(_DEFAULT_PORTS.get(scheme, ':'))}{path}"
     return f"{callback_type} {destination}"[:256]
 
 
@@ -570,15 +570,15 @@ def is_reserved(callback_type: str, destination: str) -> bool:
 NO_LIMITS: Mapping[str, int] = MappingProxyType({})
 
 
-def callback_limit(group: str, per_destination: int, own: Mapping[str, int] = NO_LIMITS) -> int:
-    """How many callbacks of a healthy group may be in flight in the fleet; `own`: limits of single groups.
+def callback_limit(queue: str, per_destination: int, own: Mapping[str, int] = NO_LIMITS) -> int:
+    """How many callbacks of a healthy queue may be in flight in the fleet; `own`: limits of single queues.
 
     `per_destination` bounds the load on an HTTP host. Brokers accept any number of senders, and their plugins
     need many callbacks in flight to send in batches, so brokers have a higher limit.
     """
-    if group in own:
-        return own[group]
-    return max(per_destination, _BROKER_LIMIT) if group.partition(" ")[0] in BROKERS else per_destination
+    if queue in own:
+        return own[queue]
+    return max(per_destination, _BROKER_LIMIT) if queue.partition(" ")[0] in BROKERS else per_destination
 
 
 def status_phrase(status: int) -> str:

@@ -318,7 +318,7 @@ class Run:
         return Lease(
             kind=Kind.DOWNLOAD,
             spec=spec,
-            group=host.name,
+            queue=host.name,
             generation=1,
             attempts=file.attempts,
             crashes=0,

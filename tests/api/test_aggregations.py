@@ -337,7 +337,7 @@ async def test_all_jobs_of_an_aggregation_are_cancelled(api: Served, monkeypatch
     await submit(api.store, count=5, aggr_limit=3, priority=1)
     await submit(api.store, "b")
     leases = (await api.store.lease(Kind.DOWNLOAD, "me", 3, 60)).leases
-    of_a = [lease for lease in leases if lease.group == "a"]
+    of_a = [lease for lease in leases if lease.queue == "a"]
     assert len(of_a) == 2
     assert await cancelled(api) == {"cancelled": 5, "complete": True}
     assert await cancelled(api) == {"cancelled": 0, "complete": True}
@@ -445,7 +445,7 @@ async def test_all_aggregations_are_paused_at_once(api: Served) -> None:
     assert (await api.client.patch("/aggregations", json={"paused": False})).json() == {"paused": False}
     assert (await api.client.get("/aggregations")).json()["paused"] is False
     leases = (await api.store.lease(Kind.DOWNLOAD, "me", 9, 60)).leases
-    assert {lease.group for lease in leases} == {"b", "c"}
+    assert {lease.queue for lease in leases} == {"b", "c"}
 
 
 async def test_the_end_of_a_pause_of_all_wakes_the_instances(store: JobStore, nursery: trio.Nursery) -> None:

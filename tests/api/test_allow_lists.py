@@ -131,7 +131,7 @@ async def test_h23_another_s_proxy_on_a_shared_aggregation(api: Served) -> None:
     refused, accepted = map(json.loads, bulk.text.splitlines())
     assert (refused["code"], refused["field"]) == ("proxy_not_allowed", "aggr_id")
     leases = (await api.store.lease(Kind.DOWNLOAD, "worker", 9, 30)).leases
-    assert {(lease.group, lease.proxy) for lease in leases} == {
+    assert {(lease.queue, lease.proxy) for lease in leases} == {
         ("shared", "http://proxy.evil.example:3128"),
         ("shop-1", ""),
     }
@@ -197,7 +197,7 @@ async def test_the_dashboard_shows_what_may_be_seen(api: Served) -> None:
 async def test_destinations_are_for_those_who_see_all_aggregations(api: Served) -> None:
     await submit(api, "worker", aggr_id="shop-1")
     [lease] = (await api.store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
-    plan = CallbackPlan(group="http secret.example", limit=1)
+    plan = CallbackPlan(queue="http secret.example", limit=1)
     await api.store.settle("me", [downloaded(lease, Outcome(verdict=Verdict.SUCCEEDED), plan, 60)])
     stats = (await api.client.get("/stats", headers=bearer("reader"))).json()["callbacks"]
     assert [row["destination"] for row in stats["destinations"]] == ["http secret.example"]

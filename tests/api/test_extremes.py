@@ -60,7 +60,7 @@ async def test_every_route_responds_after_the_largest_values(api: Served) -> Non
     response = await api.client.post("/download", json=JOB | LARGEST)
     job_id = response.json()["id"]
     [lease] = (await api.store.lease(Kind.DOWNLOAD, "worker", 1, 30)).leases
-    await api.store.settle("worker", [downloaded(lease, FAILED, CallbackPlan(group="g", limit=1), MAX_S)])
+    await api.store.settle("worker", [downloaded(lease, FAILED, CallbackPlan(queue="g", limit=1), MAX_S)])
     await check_all_routes(api, job_id)
     [lease] = (await api.store.lease(Kind.CALLBACK, "worker", 1, 30)).leases
     delivery = CallbackOutcome(verdict=Verdict.FAILED, error="x" * 500)

@@ -61,7 +61,7 @@ async def test_a_group_from_its_first_job_to_its_callback(api: Served) -> None:
         "unfinished": 0,
     }
     lease = await leased(api.store, kind=Kind.CALLBACK)
-    assert (lease.id, lease.group) == (shown["callback_id"], "http https://client.example")
+    assert (lease.id, lease.queue) == (shown["callback_id"], "http https://client.example")
     body = json.loads(group_callback_body(lease.spec))
     assert GroupCallback.model_validate(body).model_dump() == {
         "group": "g",

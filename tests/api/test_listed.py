@@ -25,7 +25,7 @@ async def finished(
     specs = [spec_for(store, aggr_id, aggr_limit=count) for _ in range(count)]
     await store.submit([Submission(spec=spec) for spec in specs])
     downloads = (await store.lease(Kind.DOWNLOAD, "me", count, 30)).leases
-    plan = CallbackPlan(group="http c", limit=count)
+    plan = CallbackPlan(queue="http c", limit=count)
     done = Outcome(verdict=Verdict.SUCCEEDED)
     await store.settle("me", [downloaded(lease, done, plan, 0) for lease in downloads])
     callbacks = (await store.lease(Kind.CALLBACK, "me", count, 30)).leases
@@ -218,7 +218,7 @@ async def test_jobs_in_each_state(api: Served) -> None:
     succeeded, failed = await finished(store, 2, verdict=Verdict.SUCCEEDED), await finished(store, 1, "b")
     specs = [spec_for(store, aggr_id, aggr_limit=1) for aggr_id in ("a", "b", "c")]
     await store.submit([Submission(spec=spec) for spec in specs])
-    runs = {lease.group: lease.id for lease in (await store.lease(Kind.DOWNLOAD, "me", 9, 30)).leases}
+    runs = {lease.queue: lease.id for lease in (await store.lease(Kind.DOWNLOAD, "me", 9, 30)).leases}
     await store.cancel(specs[2], None, 60)
     waiting = [spec_for(store, "a") for _ in range(3)]
     await store.submit([Submission(spec=spec) for spec in waiting])

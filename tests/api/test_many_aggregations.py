@@ -62,7 +62,7 @@ class Store:
 
     async def backlog(self, destinations: int) -> Backlog:
         await self._answer("backlog")
-        much = Waiting(pending=10**9, groups=MANY, next_ms=None)
+        much = Waiting(pending=10**9, queues=MANY, next_ms=None)
         busy = [
             WaitingDestination(
                 destination=f"http {NAME}{number:05}", pending=10**6, in_flight=8, limit=8, due_at=moment(1)

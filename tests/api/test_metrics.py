@@ -162,7 +162,7 @@ async def test_pending_work(api: Served) -> None:
     for name in ("a", "a", "b"):
         await api.post(json.dumps(JOB | {"aggr_id": name, "aggr_limit": 1}).encode())
     [first, second] = (await api.store.lease(Kind.DOWNLOAD, "me", 2, 10)).leases
-    plan = CallbackPlan(group="http client.example", limit=4)
+    plan = CallbackPlan(queue="http client.example", limit=4)
     done = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
     await api.store.settle("me", [downloaded(first, done, plan, 60)])
     cools = Outcome(

@@ -21,7 +21,7 @@ from downloader.model import (
     Kind,
     Outcome,
     Verdict,
-    callback_group,
+    callback_queue,
 )
 from downloader.store import CallbackPlan, JobStore
 from servers.api import JOB, Served, Serving, read_to_end
@@ -50,7 +50,7 @@ async def submit(api: Served, **changes: Any) -> str:
 async def finish(store: JobStore, outcome: Outcome) -> None:
     [lease] = (await store.lease(Kind.DOWNLOAD, "worker", 1, 30)).leases
     kind, destination = lease.spec.callback(success=outcome.verdict is Verdict.SUCCEEDED)
-    plan = CallbackPlan(group=callback_group(kind, destination), limit=4)
+    plan = CallbackPlan(queue=callback_queue(kind, destination), limit=4)
     await store.settle("worker", [downloaded(lease, outcome, plan, 60.0)])
 
 
@@ -316,7 +316,7 @@ async def test_a_job_is_cancelled(api: Served) -> None:
     assert (job["state"], job["error_code"], job["file"]) == ("cancelled", "cancelled", None)
     assert job["callback"]["state"] == "pending"
     [lease] = (await api.store.lease(Kind.CALLBACK, "worker", 9, 30)).leases
-    assert lease.group == callback_group("http", JOB["callback_dst"])
+    assert lease.queue == callback_queue("http", JOB["callback_dst"])
 
 
 async def test_its_failure_goes_where_failures_go_and_without_a_callback_nowhere(api: Served) -> None:
@@ -325,7 +325,7 @@ async def test_its_failure_goes_where_failures_go_and_without_a_callback_nowhere
     for changes in (bucket, failures):
         assert (await api.client.delete(f"/jobs/{await submit(api, **changes)}")).status_code == 202
     [lease] = (await api.store.lease(Kind.CALLBACK, "worker", 9, 30)).leases
-    assert lease.group == "sqs failures"
+    assert lease.queue == "sqs failures"
     assert (await api.store.reap(9, 60)).jobs == [], "it is kept for a while"
 
 

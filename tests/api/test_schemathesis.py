@@ -62,7 +62,7 @@ async def ended_jobs(store: JobStore) -> list[str]:
     specs = [spec_for(store, "a/b", aggr_limit=9) for _ in range(5)]
     await store.submit([Submission(spec=spec) for spec in specs])
     leases = (await store.lease(Kind.DOWNLOAD, "me", 2, 60)).leases
-    plan = CallbackPlan(group="http c", limit=9)
+    plan = CallbackPlan(queue="http c", limit=9)
     failed = Outcome(verdict=Verdict.FAILED, error="Received Status code 404 Not Found", response_code=404)
     stored = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="0" * 64))
     await store.settle(

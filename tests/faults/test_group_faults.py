@@ -85,7 +85,7 @@ trio.run(seal, sys.argv[1])
 """
 
 NO = Outcome(verdict=Verdict.FAILED, error="no")
-PLAN = CallbackPlan(group="http group", limit=4)
+PLAN = CallbackPlan(queue="http group", limit=4)
 
 
 @pytest.fixture

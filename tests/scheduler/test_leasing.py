@@ -97,7 +97,7 @@ async def test_a_job_that_meets_no_other_hardly_ever_waits_however_often_one_com
     assert 0 < waits <= 24, "1, 2, 4 ... 64 go at once between two calls that wait"
 
 
-async def test_a_group_at_its_limit_does_not_linger(autojump_clock: MockClock, store: FakeStore) -> None:
+async def test_a_queue_at_its_limit_does_not_linger(autojump_clock: MockClock, store: FakeStore) -> None:
     """Else one job after the other would wait twice."""
     async with scheduling(store, concurrency=64) as process:
         ids = process.add("a", 300, limit=1)
@@ -168,7 +168,7 @@ async def test_nothing_is_leased_while_nothing_may_be(autojump_clock: MockClock,
         assert store.held
 
 
-async def test_a_group_whose_former_work_still_unwinds_gets_no_second_slot(
+async def test_a_queue_whose_former_work_still_unwinds_gets_no_second_slot(
     autojump_clock: MockClock, store: FakeStore
 ) -> None:
     """The store took the lease away and grants it anew, before the old work has ended here."""
@@ -196,7 +196,7 @@ async def test_a_raised_limit_counts_at_once(autojump_clock: MockClock, store: F
 async def test_a_slot_is_freed_when_its_work_ends_not_when_it_is_settled(
     autojump_clock: MockClock, store: FakeStore
 ) -> None:
-    """The store gives it away as soon as it knows: a lease of the same group may come before the answer."""
+    """The store gives it away as soon as it knows: a lease of the same queue may come before the answer."""
     store.after["finish"] = trio.sleep_forever
     async with scheduling(store) as process:
         first, second = process.add("a", 2, limit=1)

@@ -24,8 +24,8 @@ async def use_every_key(store: JobStore) -> None:
         ]
         await store.submit([Submission(spec=spec, idempotency_key=spec.id) for spec in specs])
     leases = (await store.lease(Kind.DOWNLOAD, "me", 9, 60)).leases
-    done, failed, later, cancelled = (lease for lease in leases if lease.group == "b")
-    plans = [CallbackPlan(group=f"http {number}", limit=4) for number in range(3)]
+    done, failed, later, cancelled = (lease for lease in leases if lease.queue == "b")
+    plans = [CallbackPlan(queue=f"http {number}", limit=4) for number in range(3)]
     no = Outcome(verdict=Verdict.FAILED, error="no")
     await store.settle("me", [downloaded(done, OK, plans[0], 60), downloaded(failed, no, plans[1], 60)])
     await store.settle("me", [tried_again(later, replace(no, verdict=Verdict.RETRY), 4)])
@@ -50,7 +50,7 @@ async def use_every_key(store: JobStore) -> None:
     for number, types in ((3, "http"), (4, "kafka"), (5, None)):
         await submitted(store, "f")
         [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 60)).leases
-        await store.settle("me", [downloaded(lease, OK, CallbackPlan(group=f"http {number}", limit=4), 60)])
+        await store.settle("me", [downloaded(lease, OK, CallbackPlan(queue=f"http {number}", limit=4), 60)])
         if types:
             shares = Shares(unproven=1, failing=0)
             await store.lease(Kind.CALLBACK, types, 1, 60, shares=shares, room=2, types=[types])

@@ -33,7 +33,7 @@ ALL_SHARES = Shares()
 
 @dataclass
 class FakeStore:
-    """Queues by group; a leased task stays with the holder until settled or taken away by `lose`."""
+    """Leases by queue; a leased task stays with the holder until settled or taken away by `lose`."""
 
     pending: defaultdict[str, list[Lease]] = field(default_factory=lambda: defaultdict(list))
     held: dict[str, Lease] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class FakeStore:
 
     def add(
         self,
-        group: str,
+        queue: str,
         count: int = 1,
         *,
         limit: int = LIMIT,
@@ -75,11 +75,11 @@ class FakeStore:
         """Enqueue; returns the ids."""
         ids = []
         for _ in range(count):
-            spec = JobSpec(id=new_id(0, 1), aggr_id=group, aggr_limit=limit, url="http://x/")
+            spec = JobSpec(id=new_id(0, 1), aggr_id=queue, aggr_limit=limit, url="http://x/")
             lease = Lease(
                 kind=kind,
                 spec=spec,
-                group=group,
+                queue=queue,
                 generation=0,
                 attempts=0,
                 crashes=0,
@@ -88,7 +88,7 @@ class FakeStore:
                 failing=failing,
                 token=token,
             )
-            self.pending[group].append(lease)
+            self.pending[queue].append(lease)
             ids.append(spec.id)
         return ids
 
@@ -100,8 +100,8 @@ class FakeStore:
         """Take the lease from the holder, as a sweep does."""
         del self.held[job_id]
 
-    def running(self, group: str) -> int:
-        return sum(lease.group == group for lease in self.held.values())
+    def running(self, queue: str) -> int:
+        return sum(lease.queue == queue for lease in self.held.values())
 
     async def lease(
         self,
@@ -120,12 +120,12 @@ class FakeStore:
         await self._meet(self.before, "lease")
         granted, self._unheard = self._unheard, []
         while len(granted) < count:
-            group = self._next_group(shares, granted)
-            if group is None:
+            queue = self._next_queue(shares, granted)
+            if queue is None:
                 break
-            lease = self.pending[group].pop(0)
-            # Turns: a group that gave a task goes to the end.
-            self.pending[group] = self.pending.pop(group)
+            lease = self.pending[queue].pop(0)
+            # Turns: a queue that gave a task goes to the end.
+            self.pending[queue] = self.pending.pop(queue)
             lease = replace(lease, generation=lease.generation + 1)
             self.held[lease.id] = lease
             granted.append(lease)
@@ -134,7 +134,7 @@ class FakeStore:
         except StoreUnavailable:
             self._unheard = granted
             raise
-        more = self._next_group(shares, granted) is not None
+        more = self._next_queue(shares, granted) is not None
         due_s = 0 if more else None
         return LeaseBatch(leases=granted, next_due_s=due_s, look_s=due_s)
 
@@ -148,14 +148,14 @@ class FakeStore:
     ) -> None:
         await self._meet(self.before, "withdraw")
 
-    def _next_group(self, shares: Shares, granted: Sequence[Lease]) -> str | None:
+    def _next_queue(self, shares: Shares, granted: Sequence[Lease]) -> str | None:
         last = None
         unproven = shares.unproven - sum(not lease.proven for lease in granted)
         failing = shares.failing - sum(lease.failing for lease in granted)
-        for group, queue in self.pending.items():
-            if not queue or self.running(group) >= queue[0].limit or group in shares.never:
+        for queue, leases in self.pending.items():
+            if not leases or self.running(queue) >= leases[0].limit or queue in shares.never:
                 continue
-            head = queue[0]
+            head = leases[0]
             share = shares.tokens.get(head.token, shares.token) if head.token else TokenShare()
             mine = [lease for lease in granted if lease.token == head.token]
             if len(mine) >= share.most:
@@ -163,14 +163,14 @@ class FakeStore:
             left = min(unproven, share.unproven - sum(not lease.proven for lease in mine))
             if not head.proven and min(left, failing if head.failing else left) < 1:
                 continue
-            if group not in shares.last and len(mine) < share.before_last:
-                return group
-            last = last or group
+            if queue not in shares.last and len(mine) < share.before_last:
+                return queue
+            last = last or queue
         return last
 
-    async def waiting(self, kind: Kind, *, group: str = "", token: str = "") -> int:
+    async def waiting(self, kind: Kind, *, queue: str = "", token: str = "") -> int:
         await self._meet(self.before, "waiting")
-        others = [queue[0] for queue in self.pending.values() if queue and queue[0].group != group]
+        others = [leases[0] for leases in self.pending.values() if leases and leases[0].queue != queue]
         return sum(not token or lease.token != token for lease in others)
 
     async def renew(
@@ -212,7 +212,7 @@ class FakeStore:
                     self.settled.append((name, lease.id))
                     self.ended.add((lease.id, lease.generation))
                     if name == "release":
-                        self.pending[lease.group].append(lease)
+                        self.pending[lease.queue].append(lease)
             await self._meet(self.after, name)
         except StoreUnavailable:
             return dict.fromkeys(answers, Settled.UNKNOWN)

@@ -45,7 +45,7 @@ def downloaded(lease: Lease, outcome: Outcome, callback: CallbackPlan | None, ke
 
 def closed(lease: Lease, delivery: CallbackOutcome, keep_s: float, limit: int) -> Settlement:
     """A callback that has ended."""
-    callback = CallbackPlan(group=lease.group, limit=limit)
+    callback = CallbackPlan(queue=lease.queue, limit=limit)
     return Settlement.of(lease, delivery, callback=callback, keep_s=keep_s)
 
 
@@ -64,7 +64,7 @@ async def end_all(
 ) -> None:
     """End every pending download, then the callback if one is given; at most 100."""
     downloads = (await store.lease(Kind.DOWNLOAD, "me", 100, 30)).leases
-    plan = CallbackPlan(group="http c", limit=100)
+    plan = CallbackPlan(queue="http c", limit=100)
     await store.settle("me", [downloaded(lease, outcome, plan, 0) for lease in downloads])
     if callback is not None:
         callbacks = (await store.lease(Kind.CALLBACK, "me", 100, 30)).leases

@@ -59,14 +59,14 @@ class Lab:
         attempts: int = 0,
         throttled: int = 0,
         limit: int = 4,
-        group: str = "g",
+        aggregation: str = "g",
         still_ours: Callable[[], bool] = lambda: True,
         **spec: Any,
     ) -> Outcome:
         """One attempt at this URL."""
         return await self.fetcher.attempt(
             replace(
-                lease(url, proxy=proxy, attempts=attempts, limit=limit, group=group, **spec),
+                lease(url, proxy=proxy, attempts=attempts, limit=limit, aggregation=aggregation, **spec),
                 throttled=throttled,
             ),
             still_ours=still_ours,
@@ -87,14 +87,14 @@ class Lab:
 
 
 def lease(
-    url: str, *, proxy: str = "", attempts: int = 0, limit: int = 4, group: str = "g", **spec: Any
+    url: str, *, proxy: str = "", attempts: int = 0, limit: int = 4, aggregation: str = "g", **spec: Any
 ) -> Lease:
     """A lease of a fresh job."""
-    job = JobSpec(id=f"{next(_ids):014d}", aggr_id=group, aggr_limit=limit, url=url, **spec)
+    job = JobSpec(id=f"{next(_ids):014d}", aggr_id=aggregation, aggr_limit=limit, url=url, **spec)
     return Lease(
         kind=Kind.DOWNLOAD,
         spec=job,
-        group=group,
+        queue=aggregation,
         generation=1,
         attempts=attempts,
         crashes=0,

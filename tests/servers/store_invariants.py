@@ -70,7 +70,7 @@ def check(store: Snapshot) -> None:
     check_jobs(store)
     for kind in Kind:
         check_tasks(store, kind)
-        check_groups(store, kind)
+        check_queues(store, kind)
     check_quotas(store)
     check_job_groups(store)
     check_hosts(store)
@@ -96,8 +96,8 @@ def check_jobs(store: Snapshot) -> None:
     active: set[str] = set(reap)
     for kind in Kind:
         active |= store.zset(f"{kind}:leases").keys()
-        for group in store.under(f"{kind}:queue"):
-            active |= store.zset(f"{kind}:queue:{group}").keys()
+        for queue in store.under(f"{kind}:queue"):
+            active |= store.zset(f"{kind}:queue:{queue}").keys()
     assert jobs <= active, f"lost: {jobs - active}"
     for job_id in store.zset("failed"):
         assert store.hash(f"callback:task:{job_id}").get("state") == "failed"
@@ -110,10 +110,10 @@ def check_tasks(store: Snapshot, kind: Kind) -> None:
     """A task waits in one queue, or has one slot and one lease, or is over."""
     jobs, leases, stopping = store.under("job"), store.zset(f"{kind}:leases"), store.zset("stopping")
     slots: Counter[str] = Counter()
-    for group in store.under(f"{kind}:running"):
-        for job_id in store.members(f"{kind}:running:{group}"):
+    for queue in store.under(f"{kind}:running"):
+        for job_id in store.members(f"{kind}:running:{queue}"):
             slots[job_id] += 1
-            stops = kind is Kind.DOWNLOAD and f"{job_id} {group}" in stopping
+            stops = kind is Kind.DOWNLOAD and f"{job_id} {queue}" in stopping
             assert (job_id in leases) is not stops, f"a slot without a lease: {job_id}"
             state = store.hash(f"{kind}:task:{job_id}").get("state")
             assert state == "running" if not stops else state in ("cancelled", None)
@@ -122,10 +122,10 @@ def check_tasks(store: Snapshot, kind: Kind) -> None:
     if kind is Kind.DOWNLOAD:
         assert {member.split(" ", 1)[0] for member in stopping} <= slots.keys()
     queued: dict[str, str] = {}
-    for group in store.under(f"{kind}:queue"):
-        for job_id in store.zset(f"{kind}:queue:{group}"):
+    for queue in store.under(f"{kind}:queue"):
+        for job_id in store.zset(f"{kind}:queue:{queue}"):
             assert job_id not in queued, f"queued twice: {job_id}"
-            queued[job_id] = group
+            queued[job_id] = queue
     assert not queued.keys() & slots.keys()
     assert queued.keys() <= jobs
     for job_id in store.under(f"{kind}:task"):
@@ -135,37 +135,37 @@ def check_tasks(store: Snapshot, kind: Kind) -> None:
         assert (job_id in queued) if state == "pending" else state is None or job_id not in queued
 
 
-def check_groups(store: Snapshot, kind: Kind) -> None:
-    """Each group is counted, and is where lease calls and timers find it."""
+def check_queues(store: Snapshot, kind: Kind) -> None:
+    """Each queue is counted, and is where lease calls and timers find it."""
     scores, timers = store.zset(f"{kind}:groups"), store.zset(f"{kind}:timers")
     sets = [f"{kind}:ready"] + (["unproven", "failing"] if kind is Kind.CALLBACK else [])
-    ready = {group: name for name in sets for group in store.zset(name)}
+    ready = {queue: name for name in sets for queue in store.zset(name)}
     assert sum(len(store.zset(name)) for name in sets) == len(ready), "in two sets"
     working = store.under(f"{kind}:queue") | store.under(f"{kind}:running")
     assert working <= scores.keys() <= working | store.under(f"{kind}:group")
     assert ready.keys() | timers.keys() <= working
-    for group in working:
-        queue = store.zset(f"{kind}:queue:{group}")
-        running = store.members(f"{kind}:running:{group}")
-        assert math.isclose(scores[group], len(queue) + len(running) * 1.000001, abs_tol=1e-9)
-        record = store.hash(f"{kind}:group:{group}")
-        if not queue or record.get("paused") == "1" or len(running) >= int(record.get("limit", 1)):
-            assert group not in ready
-            assert group not in timers
+    for queue in working:
+        pending = store.zset(f"{kind}:queue:{queue}")
+        running = store.members(f"{kind}:running:{queue}")
+        assert math.isclose(scores[queue], len(pending) + len(running) * 1.000001, abs_tol=1e-9)
+        record = store.hash(f"{kind}:group:{queue}")
+        if not pending or record.get("paused") == "1" or len(running) >= int(record.get("limit", 1)):
+            assert queue not in ready
+            assert queue not in timers
             continue
-        due = max(min(queue.values()), opens(record))
+        due = max(min(pending.values()), opens(record))
         if due > store.now_ms:
-            assert group not in ready
-            assert timers[group] == math.ceil(due)
+            assert queue not in ready
+            assert timers[queue] == math.ceil(due)
         else:
-            assert group in ready or timers[group] <= store.now_ms, f"stuck: {group}"
-            assert ready.get(group) != "failing" or group in timers
+            assert queue in ready or timers[queue] <= store.now_ms, f"stuck: {queue}"
+            assert ready.get(queue) != "failing" or queue in timers
     if kind is Kind.DOWNLOAD:
         check_priorities(store, working)
 
 
 def opens(record: dict[str, str]) -> float:
-    """The time before which a group starts nothing."""
+    """The time before which a queue starts nothing."""
     rate, delay = float(record.get("rate") or 0), float(record.get("delay") or 0)
     gap = max(1000 / rate if rate else 0, delay * 1000)
     return max(float(record.get("cooling", 0)), float(record["started"]) + gap if "started" in record else 0)
@@ -174,12 +174,12 @@ def opens(record: dict[str, str]) -> float:
 def check_priorities(store: Snapshot, working: set[str]) -> None:
     """Exactly the queued downloads with a priority are in `urgent`, at their place."""
     assert store.under("urgent") <= working
-    for group in working:
+    for queue in working:
         expected = {}
-        for job_id, due in store.zset(f"download:queue:{group}").items():
+        for job_id, due in store.zset(f"download:queue:{queue}").items():
             if priority := store.hash(f"download:task:{job_id}").get("priority"):
                 expected[job_id] = (9 - int(priority)) * LEVEL + due
-        assert store.zset(f"urgent:{group}") == expected
+        assert store.zset(f"urgent:{queue}") == expected
 
 
 def check_quotas(store: Snapshot) -> None:
@@ -189,8 +189,8 @@ def check_quotas(store: Snapshot) -> None:
         if counted := store.hash(f"download:task:{job_id}").get("counted"):
             token = json.loads(store.values[f"job:{job_id}"])["token"]
             usage.setdefault(token, Counter()).update(jobs=1, bytes=int(counted))
-    for group in store.under("download:group"):
-        record = store.hash(f"download:group:{group}")
+    for queue in store.under("download:group"):
+        record = store.hash(f"download:group:{queue}")
         if "counted" in record:
             usage.setdefault(record["token"], Counter()).update(aggregations=1)
     for name in store.under("job_group"):

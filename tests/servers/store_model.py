@@ -17,7 +17,7 @@ HOSTS = {"one.test": HostSettings(limit=1), "*.test": HostSettings(limit=2), "*"
 HOST_LIMITS = {"one.test": 1, "two.test": 2}
 JOB_GROUPS = ("g", "{h}:ü")
 """Groups of jobs, see `JobGroup`."""
-_PLAN = CallbackPlan(group="http http://c", limit=2, token="alice")
+_PLAN = CallbackPlan(queue="http http://c", limit=2, token="alice")
 PLANS: Mapping[str, CallbackPlan | None] = {"a": _PLAN, "b": _PLAN, "{c}:ü": None} | dict.fromkeys(
     JOB_GROUPS, _PLAN
 )
@@ -36,7 +36,7 @@ GROUP_KEPT_MS = 7 * 24 * 3600 * 1000
 class Task:
     """One task as expected in the store."""
 
-    group: str
+    queue: str
     due_ms: int
     priority: int = 0
     state: State = State.PENDING
@@ -157,16 +157,16 @@ class Expected:
         return [
             task
             for _, task in self.tasks(Kind.DOWNLOAD)
-            if TOKENS[task.group] == "alice" and task.state in (State.PENDING, State.RUNNING)
+            if TOKENS[task.queue] == "alice" and task.state in (State.PENDING, State.RUNNING)
         ]
 
     def tasks(self, kind: Kind) -> Iterator[tuple[str, Task]]:
         return ((job_id, job.tasks[kind]) for job_id, job in self.jobs.items() if kind in job.tasks)
 
-    def running(self, kind: Kind, group: str | None = None) -> int:
+    def running(self, kind: Kind, queue: str | None = None) -> int:
         tasks = [task for _, task in self.tasks(kind)] + (self.orphans if kind is Kind.DOWNLOAD else [])
         return sum(
-            (task.state is State.RUNNING or task.stopping) and group in (None, task.group) for task in tasks
+            (task.state is State.RUNNING or task.stopping) and queue in (None, task.queue) for task in tasks
         )
 
     def task_of(self, lease: Lease) -> Task | None:
@@ -181,17 +181,17 @@ class Expected:
             if (task := self.task_of(lease)) is not None and task.held_by(lease, owner)
         ]
 
-    def forget_empty_groups(self) -> None:
-        for kind, group in list(self.limits):
-            if self.running(kind, group) or self.due(kind, group):
+    def forget_empty_queues(self) -> None:
+        for kind, queue in list(self.limits):
+            if self.running(kind, queue) or self.due(kind, queue):
                 continue
-            if kind is Kind.DOWNLOAD and (pace := self.pace[group]).set_by_operator:
+            if kind is Kind.DOWNLOAD and (pace := self.pace[queue]).set_by_operator:
                 if not pace.adjusted:
-                    self.limits[kind, group] = 1
+                    self.limits[kind, queue] = 1
                 continue
-            del self.limits[kind, group]
-            if kind is Kind.DOWNLOAD and (former := self.pace.pop(group)).opens() > self.now_ms:
-                self.pace[group] = Pace(cooling=former.cooling, started=former.started)
+            del self.limits[kind, queue]
+            if kind is Kind.DOWNLOAD and (former := self.pace.pop(queue)).opens() > self.now_ms:
+                self.pace[queue] = Pace(cooling=former.cooling, started=former.started)
 
     def give(self, kind: Kind, owner: str, count: int, given: list[tuple[str, int]]) -> None:
         """Check what an instance got, and note the leases."""
@@ -208,20 +208,20 @@ class Expected:
             for job_id, _ in given:
                 self.jobs[job_id].tasks[kind].ends_ms = self.now_ms + LEASE_MS
             return
-        grantable = sum(self.grantable(kind, group) for of, group in self.limits if of is kind)
+        grantable = sum(self.grantable(kind, queue) for of, queue in self.limits if of is kind)
         exact = kind is Kind.CALLBACK or not self.hosts
         assert len(given) == min(count, grantable) if exact else len(given) <= min(count, grantable)
         for job_id, generation in given:
             task = self.jobs[job_id].tasks[kind]
-            assert self.grantable(kind, task.group) > 0, "beyond the limit, or too early"
+            assert self.grantable(kind, task.queue) > 0, "beyond the limit, or too early"
             if not exact:
                 self.check_host(self.jobs[job_id].spec)
             else:
-                assert self.turn(task) == min(map(self.turn, self.due_tasks(kind, task.group))), (
+                assert self.turn(task) == min(map(self.turn, self.due_tasks(kind, task.queue))), (
                     "not its turn"
                 )
             if kind is Kind.DOWNLOAD:
-                self.pace[task.group].start(min(self.due(kind, task.group)), self.now_ms)
+                self.pace[task.queue].start(min(self.due(kind, task.queue)), self.now_ms)
             assert generation > task.generation, "a generation never comes twice"
             task.state, task.owner, task.generation = State.RUNNING, owner, generation
             task.place_ms = task.due_ms
@@ -230,7 +230,7 @@ class Expected:
         if kind is Kind.DOWNLOAD and exact:
             tokens = Counter(TOKENS[self.jobs[job_id].spec.aggr_id] for job_id, _ in given)
             waiting = {
-                TOKENS[group] for of, group in self.limits if of is kind and self.grantable(kind, group)
+                TOKENS[queue] for of, queue in self.limits if of is kind and self.grantable(kind, queue)
             }
             most = max(tokens.values(), default=0)
             # A new token comes behind the second place.
@@ -248,37 +248,37 @@ class Expected:
         ]
         assert len(places) < HOST_LIMITS.get(host, 99), f"too many at {host}"
 
-    def waiting(self, kind: Kind, group: str) -> list[Task]:
-        return [task for _, task in self.tasks(kind) if task.group == group and task.state is State.PENDING]
+    def waiting(self, kind: Kind, queue: str) -> list[Task]:
+        return [task for _, task in self.tasks(kind) if task.queue == queue and task.state is State.PENDING]
 
-    def due(self, kind: Kind, group: str) -> list[int]:
-        """When the waiting tasks of a group are due."""
-        return [task.due_ms for task in self.waiting(kind, group)]
+    def due(self, kind: Kind, queue: str) -> list[int]:
+        """When the waiting tasks of a queue are due."""
+        return [task.due_ms for task in self.waiting(kind, queue)]
 
-    def due_tasks(self, kind: Kind, group: str) -> list[Task]:
-        """The waiting tasks of a group that are due now."""
-        return [task for task in self.waiting(kind, group) if task.due_ms <= self.now_ms]
+    def due_tasks(self, kind: Kind, queue: str) -> list[Task]:
+        """The waiting tasks of a queue that are due now."""
+        return [task for task in self.waiting(kind, queue) if task.due_ms <= self.now_ms]
 
     @staticmethod
     def turn(task: Task) -> tuple[int, int]:
         """Sort key of tasks: the lowest begins first."""
         return -task.priority, task.due_ms
 
-    def opens(self, kind: Kind, group: str) -> int:
-        """The time before which nothing of a group starts."""
-        return self.pace[group].opens() if kind is Kind.DOWNLOAD else 0
+    def opens(self, kind: Kind, queue: str) -> int:
+        """The time before which nothing of a queue starts."""
+        return self.pace[queue].opens() if kind is Kind.DOWNLOAD else 0
 
-    def paused(self, kind: Kind, group: str) -> bool:
-        return kind is Kind.DOWNLOAD and self.pace[group].paused
+    def paused(self, kind: Kind, queue: str) -> bool:
+        return kind is Kind.DOWNLOAD and self.pace[queue].paused
 
-    def grantable(self, kind: Kind, group: str) -> int:
-        if self.paused(kind, group):
+    def grantable(self, kind: Kind, queue: str) -> int:
+        if self.paused(kind, queue):
             return 0
-        free = max(0, self.limits[kind, group] - self.running(kind, group))
-        due = sorted(self.due_tasks(kind, group), key=self.turn)
+        free = max(0, self.limits[kind, queue] - self.running(kind, queue))
+        due = sorted(self.due_tasks(kind, queue), key=self.turn)
         if kind is Kind.CALLBACK:
             return len(due[:free])
-        pace = replace(self.pace[group])
+        pace = replace(self.pace[queue])
         return sum(
             pace.opens() <= self.now_ms
             and pace.start(min(task.due_ms for task in due[started:]), self.now_ms)
@@ -287,12 +287,12 @@ class Expected:
 
     def next_due_s(self, kind: Kind) -> float | None:
         dues = [
-            max(0, max(min(due), self.opens(kind, group)) - self.now_ms) / 1000
-            for of, group in self.limits
+            max(0, max(min(due), self.opens(kind, queue)) - self.now_ms) / 1000
+            for of, queue in self.limits
             if of is kind
-            and (due := self.due(kind, group))
-            and self.running(kind, group) < self.limits[kind, group]
-            and not self.paused(kind, group)
+            and (due := self.due(kind, queue))
+            and self.running(kind, queue) < self.limits[kind, queue]
+            and not self.paused(kind, queue)
         ]
         return min(dues, default=None)
 
@@ -313,9 +313,9 @@ class Expected:
         if how in ("retry", "release", "throttled"):
             task.state, task.owner, task.due_ms = State.PENDING, "", self.now_ms + DELAY_MS
             if how == "retry" and kind is Kind.CALLBACK:
-                self.limits[kind, task.group] = 1
+                self.limits[kind, task.queue] = 1
             if how == "throttled":
-                self.pace[task.group].cooling = self.now_ms + COOL_MS
+                self.pace[task.queue].cooling = self.now_ms + COOL_MS
             return
         task.state = State(how)
         if kind is Kind.DOWNLOAD:
@@ -326,7 +326,7 @@ class Expected:
         if how == "succeeded":
             job.short = download.state is State.CANCELLED and not download.stopping
             assert plan is not None
-            self.limits[kind, task.group] = plan.limit
+            self.limits[kind, task.queue] = plan.limit
 
     def note_over(self, job: Job) -> None:
         """A download has reached a terminal state."""
@@ -334,8 +334,8 @@ class Expected:
         if plan is None:
             self.note_ended(job)
             return
-        job.tasks[Kind.CALLBACK] = Task(plan.group, self.now_ms, generation=job.last_callback)
-        self.limits.setdefault((Kind.CALLBACK, plan.group), plan.limit)
+        job.tasks[Kind.CALLBACK] = Task(plan.queue, self.now_ms, generation=job.last_callback)
+        self.limits.setdefault((Kind.CALLBACK, plan.queue), plan.limit)
 
     def note_ended(self, job: Job) -> None:
         """A job has ended, its callback included."""

@@ -23,12 +23,12 @@ async def finished(store: JobStore, destination: str) -> str:
     spec = spec_for(store, f"of {destination}")
     await store.submit([Submission(spec=spec)])
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
-    await store.settle("me", [downloaded(lease, DONE, CallbackPlan(group=destination, limit=4), 60)])
+    await store.settle("me", [downloaded(lease, DONE, CallbackPlan(queue=destination, limit=4), 60)])
     return spec.id
 
 
 async def test_nothing_waits(store: JobStore) -> None:
-    none = Waiting(pending=0, groups=0, next_ms=None)
+    none = Waiting(pending=0, queues=0, next_ms=None)
     assert await store.backlog(9) == Backlog(
         now_ms=0, downloads=none, callbacks=none, failed_callbacks=0, destinations=[], failed_to=[]
     )
@@ -42,13 +42,13 @@ async def test_pending_tasks_are_summed_and_the_largest_destinations_listed(stor
         await store.submit([Submission(spec=spec_for(store, "a"))])
     [download] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
     found = await store.backlog(2)
-    assert (found.downloads.pending, found.downloads.groups) == (2, 1)
-    assert (found.callbacks.pending, found.callbacks.groups) == (5, 3)
+    assert (found.downloads.pending, found.downloads.queues) == (2, 1)
+    assert (found.callbacks.pending, found.callbacks.queues) == (5, 3)
     assert [(each.destination, each.pending + each.in_flight) for each in found.destinations] == [
         ("http many", 3),
         ("sqs two", 2),
     ]
-    assert {each.destination: each.in_flight for each in found.destinations}[lease.group] == 1
+    assert {each.destination: each.in_flight for each in found.destinations}[lease.queue] == 1
     now = moment(found.now_ms)
     assert now is not None
     due = [each.due_at for each in found.destinations]
@@ -57,7 +57,7 @@ async def test_pending_tasks_are_summed_and_the_largest_destinations_listed(stor
 
     await store.settle("me", [tried_again(download, LATER, 60)])
     await store.lease(Kind.DOWNLOAD, "me", 1, 10)
-    assert (await store.backlog(2)).downloads.next_ms is None, "its group is full"
+    assert (await store.backlog(2)).downloads.next_ms is None, "its queue is full"
     await store.submit([Submission(spec=spec_for(store, "b"))])
     [other] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
     await store.settle("me", [tried_again(other, LATER, 60)])
@@ -76,7 +76,7 @@ async def test_a_failed_callback_counts_until_it_is_retried_or_its_time_is_up(
         "me", [closed(lease, outcome, 60, 4) for lease, outcome in zip(leases, outcomes, strict=True)]
     )
     found = await store.backlog(9)
-    failed_to = [FailedDestination(destination=lease.group, failed=1) for lease in leases[:2]]
+    failed_to = [FailedDestination(destination=lease.queue, failed=1) for lease in leases[:2]]
     assert (found.failed_callbacks, found.failed_to) == (2, failed_to)
     failed = [lease.id for lease in leases[:2]]
     assert await store.retry(failed[0], download=False, limit=4) is Changed.DONE
@@ -110,7 +110,7 @@ async def test_a_success_after_a_retry_of_an_earlier_version_ends_the_failure(
 def shard(destination: str, pending: int, due: str, following: str) -> list[object]:
     """What `backlog.lua` answers for a shard."""
     load = ["name", destination, "pending", pending, "running", 1, "limit", "4", "due", due]
-    kind = ["pending", pending, "groups", 1, "next", following]
+    kind = ["pending", pending, "queues", 1, "next", following]
     waiting = ["download", kind, "callback", kind, "destinations", [load]]
     groups = ["job_groups", pending, "sealed", 1]
     return ["now", 9000, "failed", 2, *waiting, "failed_to", [destination, 2, "of all", 3], *groups]
@@ -118,7 +118,7 @@ def shard(destination: str, pending: int, due: str, following: str) -> list[obje
 
 def test_shards_are_one_fleet() -> None:
     found = backlog_of([shard("a", 1, "5", "0"), shard("b", 2, "0", "7000"), shard("a", 3, "4", "8000")], 1)
-    kind = Waiting(pending=6, groups=3, next_ms=7000)
+    kind = Waiting(pending=6, queues=3, next_ms=7000)
     assert found == Backlog(
         now_ms=9000,
         downloads=kind,
@@ -135,7 +135,7 @@ async def test_the_oldest_download_is_one_that_only_waits_for_a_slot(store: JobS
     for name, due in (("paused", 1_000), ("old", 2_000), ("new", 3_000)):
         spec = spec_for(store, name)
         await store.submit([Submission(spec=spec)])
-        raw.command("ZADD", raw.key("queue", "download", name), due, spec.id)
+        raw.command("ZADD", raw.key("pending", "download", name), due, spec.id)
     await store.adjust("paused", {"paused": True})
     assert (await store.backlog(9)).oldest_due_ms == 2_000
     await store.adjust("old", {"paused": True})

@@ -22,10 +22,10 @@ def library(clock: StoreClock) -> Library:  # which they read
     return clocked_library(cluster=True)
 
 
-async def calls_back(store: JobStore, *groups: str) -> None:
-    for group in groups:
+async def calls_back(store: JobStore, *queues: str) -> None:
+    for queue in queues:
         await submitted(store)
-        plan = CallbackPlan(group=group, limit=9)
+        plan = CallbackPlan(queue=queue, limit=9)
         await store.settle("me", [downloaded(await leased(store), OK, plan, 0)])
 
 
@@ -34,8 +34,8 @@ async def asks(store: JobStore, name: str, types: Collection[str] | None, count:
     return await store.lease(Kind.CALLBACK, name, count, 30, shares=shares, room=count + 1, types=types)
 
 
-def groups(batch: LeaseBatch) -> list[str]:
-    return [lease.group for lease in batch.leases]
+def queues(batch: LeaseBatch) -> list[str]:
+    return [lease.queue for lease in batch.leases]
 
 
 def idle(raw: RawStore) -> set[str]:
@@ -47,12 +47,12 @@ async def test_a_callback_wakes_one_that_can_deliver_it(
     store: JobStore, raw: RawStore, clock: StoreClock
 ) -> None:
     for name, types in (("http", ["http"]), ("both", BOTH), ("http too", ["http"])):
-        assert not groups(await asks(store, name, types))
+        assert not queues(await asks(store, name, types))
         clock.move(0.1)
     await calls_back(store, "kafka a")
     assert idle(raw) == {"http", "http too"}
     await asks(store, "http", ["http"])
-    assert groups(await asks(store, "both", BOTH)) == ["kafka a"]
+    assert queues(await asks(store, "both", BOTH)) == ["kafka a"]
 
 
 @pytest.mark.row("F26")
@@ -63,29 +63,29 @@ async def test_f26_it_gets_the_callback_at_once(store: JobStore, raw: RawStore) 
     await asks(store, "kafka", ["kafka"])
     assert idle(raw) == {"kafka"}
     raw.command("ZADD", unproven, 1, "kafka a")
-    assert not groups(await asks(store, "http", ["http"]))
+    assert not queues(await asks(store, "http", ["http"]))
     assert idle(raw) == {"http"}
-    assert groups(await asks(store, "kafka", ["kafka"])) == ["kafka a"]
+    assert queues(await asks(store, "kafka", ["kafka"])) == ["kafka a"]
 
 
-async def test_many_groups_for_others_are_in_nobodys_way(store: JobStore) -> None:
+async def test_many_queues_for_others_are_in_nobodys_way(store: JobStore) -> None:
     await asks(store, "kafka", ["kafka"])
     topics = [f"kafka {number}" for number in range(130)]
     await calls_back(store, *topics, "http a")
     first, second = await asks(store, "http", ["http"]), await asks(store, "http", ["http"])
-    assert (groups(first), first.look_s) == ([], 0)
-    assert groups(second) == ["http a"]
+    assert (queues(first), first.look_s) == ([], 0)
+    assert queues(second) == ["http a"]
     assert second.look_s != 0
-    assert sorted(groups(await asks(store, "kafka", ["kafka"], 200))) == sorted(topics)
+    assert sorted(queues(await asks(store, "kafka", ["kafka"], 200))) == sorted(topics)
 
 
 async def test_what_was_left_to_others_takes_turns_with_the_rest(store: JobStore) -> None:
     await asks(store, "both", BOTH)
     await asks(store, "http", ["http"])
     await calls_back(store, "kafka a")
-    assert not groups(await asks(store, "http", ["http"]))
+    assert not queues(await asks(store, "http", ["http"]))
     await calls_back(store, *(f"http {number}" for number in range(9)))
-    assert "kafka a" in groups(await asks(store, "both", BOTH, 3))
+    assert "kafka a" in queues(await asks(store, "both", BOTH, 3))
 
 
 async def test_a_callback_that_nobody_can_deliver_is_given_to_each(
@@ -99,15 +99,15 @@ async def test_a_callback_that_nobody_can_deliver_is_given_to_each(
     batch = await asks(store, "http", ["http"])
     assert batch.look_s == pytest.approx(2, abs=0.01), "it waits for the timer"
     clock.move(2)
-    assert groups(await asks(store, "http", ["http"])) == ["kafka a"]
+    assert queues(await asks(store, "http", ["http"])) == ["kafka a"]
 
 
 async def test_those_that_are_gone_leave_it_to_each_again(store: JobStore, clock: StoreClock) -> None:
     await asks(store, "kafka", ["kafka"])
     await calls_back(store, "kafka a")
-    assert not groups(await asks(store, "http", ["http"]))
+    assert not queues(await asks(store, "http", ["http"]))
     clock.move(61)
-    assert groups(await asks(store, "http", ["http"])) == ["kafka a"]
+    assert queues(await asks(store, "http", ["http"])) == ["kafka a"]
 
 
 async def test_each_waits_for_the_first_timer_of_its_types(store: JobStore, clock: StoreClock) -> None:
@@ -128,7 +128,7 @@ async def test_each_waits_for_the_first_timer_of_its_types(store: JobStore, cloc
     clock.move(1.63)
     assert (await asks(store, "http", ["http"])).look_s == pytest.approx(1.37, abs=0.01)
     clock.move(1.37)
-    assert groups(await asks(store, "http", ["http"])) == ["http a"]
+    assert queues(await asks(store, "http", ["http"])) == ["http a"]
 
 
 async def test_a_timer_is_told_to_one_that_can_deliver_it(

@@ -25,7 +25,7 @@ from servers.raw_store import RawStore
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="ab" * 32))
 FAILED = Outcome(verdict=Verdict.FAILED, error="e", error_code=ErrorCode.TIMEOUT)
 RETRY = Outcome(verdict=Verdict.RETRY, error="e", error_code=ErrorCode.TIMEOUT)
-PLAN = CallbackPlan(group="http c", limit=4)
+PLAN = CallbackPlan(queue="http c", limit=4)
 
 
 async def leased(store: JobStore, kind: Kind = Kind.DOWNLOAD) -> Lease:

@@ -21,7 +21,7 @@ from servers.raw_store import RawStore
 from servers.store_clock import StoreClock, clocked_library
 
 LEASE_S, KEEP_S = 30, 60
-PLAN = CallbackPlan(group="http http://127.0.0.1:2", limit=99)
+PLAN = CallbackPlan(queue="http http://127.0.0.1:2", limit=99)
 NUMBERS = (
     *("attempts", "deliveries", "throttled", "generation", "priority", "due", "started", "finished"),
     *("since", "status", "size"),
@@ -54,7 +54,7 @@ def with_fields(kind: str, **fields: str) -> Damage:
     )
 
 
-def without_group(raw: RawStore, job_id: str) -> None:
+def without_queue(raw: RawStore, job_id: str) -> None:
     for kind in Kind:
         raw.command("HDEL", raw.key("task", kind, job_id), "group")
 
@@ -83,7 +83,7 @@ RECORDS: dict[str, Damage] = {
             "numbers beyond all bounds": with_fields(kind, **dict.fromkeys(NUMBERS, "9" * 25)),
         }.items()
     },
-    "no group": without_group,
+    "no queue": without_queue,
 }
 MOMENTS = ("failed", "callback running", "callback pending", "running", "pending")
 

@@ -29,7 +29,7 @@ async def wait_for(store: JobStore, group: str, count: int) -> None:
     """Let callbacks to a destination wait."""
     await store.submit([Submission(spec=spec_for(store, "a", aggr_limit=99)) for _ in range(count)])
     downloads = (await store.lease(Kind.DOWNLOAD, "me", count, 60)).leases
-    done, plan = Outcome(verdict=Verdict.SUCCEEDED), CallbackPlan(group=group, limit=9)
+    done, plan = Outcome(verdict=Verdict.SUCCEEDED), CallbackPlan(queue=group, limit=9)
     await store.settle("me", [downloaded(lease, done, plan, 60) for lease in downloads])
 
 
@@ -46,11 +46,11 @@ async def test_callbacks_start_at_the_rate_and_others_at_once(rated: JobStore, c
     await wait_for(rated, SLOW, 4)
     await wait_for(rated, FREE, 4)
     leases, due_s = await take(rated)
-    assert sorted(lease.group for lease in leases) == [FREE] * 4 + [SLOW]
+    assert sorted(lease.queue for lease in leases) == [FREE] * 4 + [SLOW]
     assert due_s == 0.5
     clock.move(0.5)
     leases, due_s = await take(rated)
-    assert ([lease.group for lease in leases], due_s) == ([SLOW], 0.5)
+    assert ([lease.queue for lease in leases], due_s) == ([SLOW], 0.5)
 
 
 async def test_callbacks_that_come_one_by_one_keep_the_rate(
@@ -60,7 +60,7 @@ async def test_callbacks_that_come_one_by_one_keep_the_rate(
         await wait_for(rated, SLOW, 1)
         [lease], _ = await take(rated)
         await deliver(rated, lease)
-        assert raw.command("EXISTS", raw.key("group", Kind.CALLBACK, SLOW)) == 0
+        assert raw.command("EXISTS", raw.key("queue_record", Kind.CALLBACK, SLOW)) == 0
         await wait_for(rated, SLOW, 1)
         clock.move(0.499)
         assert await take(rated) == ([], 0.001)
@@ -91,7 +91,7 @@ async def test_a_rate_that_was_taken_away_holds_no_longer(
     clock.move(0.5)
     leases, _ = await take(store)
     assert len(leases) == 4
-    assert raw.command("HEXISTS", raw.key("group", Kind.CALLBACK, SLOW), "rate") == 0
+    assert raw.command("HEXISTS", raw.key("queue_record", Kind.CALLBACK, SLOW), "rate") == 0
 
 
 async def test_a_notifier_of_an_older_version_obeys_the_rate_in_the_record(
@@ -100,5 +100,5 @@ async def test_a_notifier_of_an_older_version_obeys_the_rate_in_the_record(
     """Its scripts read the same fields for a callback as for a download."""
     await wait_for(rated, SLOW, 3)
     await take(rated)
-    assert raw.command("HGET", raw.key("group", Kind.CALLBACK, SLOW), "rate") == "2.0"
+    assert raw.command("HGET", raw.key("queue_record", Kind.CALLBACK, SLOW), "rate") == "2.0"
     assert raw.command("ZSCORE", raw.key("timers", Kind.CALLBACK), SLOW) == clock.now_ms + 500

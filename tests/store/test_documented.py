@@ -57,9 +57,9 @@ async def test_each_key_has_the_type_of_the_table_and_expires_if_it_is_said_to(
 
 def test_lua_and_python_spell_keys_alike() -> None:
     keys = Keys(prefix="p", shards=1)
-    assert keys.key(0, "queue", "download", "a:b") == "p:1:{0}:download:queue:a:b"
+    assert keys.key(0, "pending", "download", "a:b") == "p:1:{0}:download:queue:a:b"
     assert (
-        "local function key_queue(kind, group) return base .. kind .. ':' .. 'queue' .. ':' .. group end"
+        "local function key_pending(kind, queue) return base .. kind .. ':' .. 'queue' .. ':' .. queue end"
         in lua_key_functions()
     )
 

@@ -15,7 +15,7 @@ from servers.raw_store import RawStore
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
 RETRY = Outcome(verdict=Verdict.RETRY, error="e", error_code=ErrorCode.TIMEOUT)
-PLAN = CallbackPlan(group="http http://c", limit=4)
+PLAN = CallbackPlan(queue="http http://c", limit=4)
 
 
 # instances
@@ -60,7 +60,7 @@ async def test_the_busiest_aggregations_come_first(store: JobStore) -> None:
         for _ in range(jobs):
             await submitted(store, aggregation, aggr_limit=3)
     batch = await store.lease(Kind.DOWNLOAD, "me", 6, 10)
-    waiting = [lease for lease in batch.leases if lease.group == "waits"]
+    waiting = [lease for lease in batch.leases if lease.queue == "waits"]
     await store.settle("me", [handed_back(lease, "", 60) for lease in waiting])
     load = await store.load(2)
     assert [(one.aggr_id, one.pending, one.in_flight, one.limit) for one in load.aggregations] == [

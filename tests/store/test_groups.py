@@ -37,13 +37,13 @@ NO = Outcome(verdict=Verdict.FAILED, error="no")
 TAKEN = CallbackOutcome(verdict=Verdict.SUCCEEDED)
 REFUSED = CallbackOutcome(verdict=Verdict.FAILED, error="gone")
 NO_CALLBACK = {"callback_type": "", "callback_dst": ""}
-PLAN = CallbackPlan(group="http job", limit=4)
+PLAN = CallbackPlan(queue="http job", limit=4)
 
 
 async def with_callback(store: JobStore, name: str = "g", extra: str = "x") -> JobSpec:
     """A group with a callback."""
     spec = spec_for(store, name, url="", extra=extra)
-    await store.set_group_callback(spec, CallbackPlan(group="http group", limit=4, token="t"))
+    await store.set_group_callback(spec, CallbackPlan(queue="http group", limit=4, token="t"))
     return spec
 
 
@@ -83,7 +83,7 @@ async def test_a_sealed_group_whose_jobs_have_ended_has_one_callback(store: JobS
     assert (group.state, group.callback_id, group.callback_state) == ("complete", callback.id, "pending")
     lease = await leased(store, kind=Kind.CALLBACK)
     assert (await group_of(store)).callback_state == "running"
-    assert (lease.id, lease.group, lease.token, lease.spec.extra) == (callback.id, "http group", "t", "x")
+    assert (lease.id, lease.queue, lease.token, lease.spec.extra) == (callback.id, "http group", "t", "x")
     assert group.first_at is not None
     assert group.last_at is not None
     assert json.loads(lease.spec.completes) == {
@@ -114,7 +114,7 @@ async def test_a_group_waits_for_the_callbacks_of_its_jobs(store: JobStore) -> N
         settlement = closed(lease, end, 60, 4)
         await store.settle("me", [settlement])
         await store.settle("me", [settlement])  # a repetition
-    assert (await leased(store, kind=Kind.CALLBACK)).group == "http group"
+    assert (await leased(store, kind=Kind.CALLBACK)).queue == "http group"
     assert counts(await group_of(store)) == {"jobs": 2, "succeeded": 2}
 
 
@@ -178,7 +178,7 @@ async def test_a_cancelled_job_has_ended(store: JobStore, plan: CallbackPlan | N
         assert (await group_of(store)).state == "sealed"
         await store.settle("me", [closed(lease, TAKEN, 60, 4) for lease in leases])
         leases = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
-    assert [lease.group for lease in leases] == ["http group"]
+    assert [lease.queue for lease in leases] == ["http group"]
     assert counts(await group_of(store)) == {"jobs": 2, "cancelled": 2}
 
 
@@ -323,7 +323,7 @@ async def test_what_an_earlier_version_ended_is_counted_later(
     assert (await group_of(store)).state == "sealed"
     await due(raw, store)
     assert counts(await group_of(store)) == {"jobs": 1, end: 1}
-    assert (await leased(store, kind=Kind.CALLBACK)).group == "http group"
+    assert (await leased(store, kind=Kind.CALLBACK)).queue == "http group"
     await due(raw, store)
     assert (await group_of(store)).state == "complete"
 
@@ -424,7 +424,7 @@ async def test_damaged_numbers_of_a_group_stop_no_job(raw: RawStore, store: JobS
     for _ in range(2):
         await ended(store)
     assert (await group_of(store)).state == "complete"
-    assert (await leased(store, kind=Kind.CALLBACK)).group == "http group"
+    assert (await leased(store, kind=Kind.CALLBACK)).queue == "http group"
     raw.command("HSET", raw.key("job_group", "g"), "completed", "x")
     await due(raw, store)
     assert await store.group("g") is None

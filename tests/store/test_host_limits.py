@@ -55,8 +55,8 @@ async def end(store: JobStore, leases: Sequence[Lease]) -> None:
     }
 
 
-def groups(leases: Sequence[Lease]) -> dict[str, int]:
-    return Counter(lease.group for lease in leases)
+def queues(leases: Sequence[Lease]) -> dict[str, int]:
+    return Counter(lease.queue for lease in leases)
 
 
 async def keys_of_hosts(raw: RawStore, store: JobStore) -> list[str]:
@@ -71,7 +71,7 @@ async def test_aggregations_share_a_hosts_limit_in_turns(
     await submit(hosts, "a", "one.test", 20)
     await submit(hosts, "b", "one.test", 20)
     running = await take(hosts)
-    assert groups(running) in ({"a": 2, "b": 1}, {"a": 1, "b": 2})
+    assert queues(running) in ({"a": 2, "b": 1}, {"a": 1, "b": 2})
     taken = list(running)
     while running:
         await end(hosts, running[:1])
@@ -82,8 +82,8 @@ async def test_aggregations_share_a_hosts_limit_in_turns(
         assert len(running) <= 3
         if len(taken) < 36:
             assert len(running) == 3, "a place that is free is taken at once, though all ask again much later"
-            assert abs(groups(taken)["a"] - groups(taken)["b"]) <= 2
-    assert groups(taken) == {"a": 20, "b": 20}
+            assert abs(queues(taken)["a"] - queues(taken)["b"]) <= 2
+    assert queues(taken) == {"a": 20, "b": 20}
     assert await keys_of_hosts(raw, hosts) == []
 
 
@@ -156,7 +156,7 @@ async def test_many_aggregations_that_wait_for_a_host_cost_little(hosts: JobStor
     specs = [spec_for(hosts, name, aggr_limit=9, url="http://slow.test/x") for name in names]
     await hosts.submit([Submission(spec=spec) for spec in specs])
     [running] = await take(hosts, 500)
-    waiting = [each for each in await hosts.described(names) if each.aggr_id != running.group]
+    waiting = [each for each in await hosts.described(names) if each.aggr_id != running.queue]
     due_s = [each.next_due_at.timestamp() - clock.now_ms / 1000 for each in waiting if each.next_due_at]
     assert [sum(second <= each < second + 1 for each in due_s) for second in range(5)] == [
         0,
@@ -215,7 +215,7 @@ async def test_aggregations_at_their_own_limit_block_nobody(
         assert started == 0 or await calls_of(raw, hosts, "hmget") - before < 20, "they are looked at once"
         clock.move(0.01)
         running = await take(hosts)
-        assert groups(running) == {"other": 1}, f"{started} have started one after the other"
+        assert queues(running) == {"other": 1}, f"{started} have started one after the other"
 
 
 async def test_an_aggregation_at_its_limit_is_called_when_one_of_its_own_ends(
@@ -232,8 +232,8 @@ async def test_an_aggregation_at_its_limit_is_called_when_one_of_its_own_ends(
         clock.move(0.001)
         running = [lease for lease in running if lease is not ended] + await take(hosts)
     for name in "aabb" * 7:
-        assert groups(running) == {"a": 5, "b": 4}
-        ended = next(lease for lease in running if lease.group == name)
+        assert queues(running) == {"a": 5, "b": 4}
+        ended = next(lease for lease in running if lease.queue == name)
         await end(hosts, [ended])
         clock.move(0.001)
         running = [lease for lease in running if lease is not ended] + await take(hosts)
@@ -317,7 +317,7 @@ async def test_an_aggregation_that_cannot_start_does_not_keep_a_place_from_other
     assert await take(hosts) == []
     await hosts.adjust("a", {"paused": True})
     await end(hosts, [lease])
-    assert groups(await take(hosts)) == {"b": 1}
+    assert queues(await take(hosts)) == {"b": 1}
 
 
 async def test_a_rate_is_shared_and_no_other_host_waits(hosts: JobStore, clock: StoreClock) -> None:
@@ -395,7 +395,7 @@ async def test_a_cooldown_that_the_host_has_not_asked_for_is_of_the_aggregation_
     cooldown = Cooldown(seconds=3600, asked=True, of_host=False)
     failed = Outcome(verdict=Verdict.FAILED, error="429", cooldown=cooldown)
     await hosts.settle("me", [downloaded(first, failed, None, 60)])
-    assert [lease.group for lease in await take(hosts)] == ["b"]
+    assert [lease.queue for lease in await take(hosts)] == ["b"]
 
 
 async def test_jobs_that_wait_for_a_host_wait_for_its_cooldown(hosts: JobStore, clock: StoreClock) -> None:

@@ -13,7 +13,7 @@ OK = Outcome(
     response_code=200,
     file=FileFacts(size=3, sha256="ab", mime_type="image/png", image_size="1x1"),
 )
-PLAN = CallbackPlan(group="http http://c", limit=4)
+PLAN = CallbackPlan(queue="http http://c", limit=4)
 
 
 async def submit(store: JobStore, aggr_id: str = "a", count: int = 1, limit: int = 1) -> list[str]:
@@ -98,5 +98,5 @@ async def test_aggregations_take_turns(store: JobStore) -> None:
 async def test_turns_go_round(store: JobStore) -> None:
     for aggregation in "abc":
         await submit(store, aggregation, count=3, limit=3)
-    turns = [(await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases[0].group for _ in range(9)]
+    turns = [(await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases[0].queue for _ in range(9)]
     assert "".join(turns) == "abcabcabc"

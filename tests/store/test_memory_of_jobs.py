@@ -32,7 +32,7 @@ from servers.jobs import closed, downloaded, spec_for, submitted
 from servers.valkey import Valkey
 
 MIB = 2**20
-PLAN = CallbackPlan(group="http 127.0.0.1", limit=1000)
+PLAN = CallbackPlan(queue="http 127.0.0.1", limit=1000)
 FAILED = Outcome(verdict=Verdict.FAILED, error="e")
 
 
@@ -101,7 +101,7 @@ async def test_jobs_are_refused_below_maxmemory_and_taken_again_when_there_is_ro
 async def test_an_operator_can_act_when_the_memory_is_full(store: JobStore, server: redis.Redis) -> None:
     waiting, ended = await submitted(store, "a"), await submitted(store, "b")
     [lease] = [
-        lease for lease in (await store.lease(Kind.DOWNLOAD, "me", 2, 60)).leases if lease.group == "b"
+        lease for lease in (await store.lease(Kind.DOWNLOAD, "me", 2, 60)).leases if lease.queue == "b"
     ]
     await store.settle("me", [downloaded(lease, FAILED, PLAN, 60)])
     [callback] = (await store.lease(Kind.CALLBACK, "me", 1, 60)).leases

@@ -251,7 +251,7 @@ class Model(Expected):
         found = await self.store.adjust(aggr_id, cast("AggregationChanges", changes))
         if found is None:
             assert not pace.set_by_operator
-            self.forget_empty_groups()
+            self.forget_empty_queues()
             assert (Kind.DOWNLOAD, aggr_id) not in self.limits, "it has work"
             return
         assert (found.limit, found.rate, found.delay, found.paused) == (
@@ -271,7 +271,7 @@ class Model(Expected):
     async def settle_one(self, lease: Lease, owner: str, how: str) -> None:
         assert await self.call_settle(lease, owner, how) is Settled.DONE
         self.note_settled(lease, how)
-        self.forget_empty_groups()
+        self.forget_empty_queues()
 
     async def settle_late(self, kind: Kind, index: int, how: str) -> None:
         """Settle with a lease that has ended or was settled: a repeated call, or a holder that was frozen."""
@@ -438,9 +438,9 @@ class Model(Expected):
         if download and Kind.CALLBACK in job.tasks:
             job.last_callback = job.tasks.pop(Kind.CALLBACK).generation
         limit = job.spec.aggr_limit if download else 2
-        if download and (kind, task.group) not in self.limits:
-            self.pace[task.group].asked = limit
-        self.limits.setdefault((kind, task.group), limit)
+        if download and (kind, task.queue) not in self.limits:
+            self.pace[task.queue].asked = limit
+        self.limits.setdefault((kind, task.queue), limit)
         task.state, task.due_ms, task.attempts, task.crashes = State.PENDING, self.now_ms, 0, 0
         task.swept = 0
         self.done["retry"] += 1
@@ -450,7 +450,7 @@ class Model(Expected):
     async def check(self) -> None:
         """Every job is where it has to be, whatever has happened."""
         store_invariants.check(store_invariants.snapshot(self.raw, self.now_ms))
-        self.forget_empty_groups()
+        self.forget_empty_queues()
         for job_id, job in self.jobs.items():
             view = await self.store.get(job_id)
             assert view is not None
@@ -469,12 +469,12 @@ class Model(Expected):
         counted = self.counted()
         assert int(usage.get("jobs", 0)) == len(counted)
         assert (int(usage.get("bytes", 0)) > 0) is bool(counted)
-        groups = [group for kind, group in self.limits if kind is Kind.DOWNLOAD]
-        pending = {group: len(self.due(Kind.DOWNLOAD, group)) for group in groups}
+        names = [name for kind, name in self.limits if kind is Kind.DOWNLOAD]
+        pending = {name: len(self.due(Kind.DOWNLOAD, name)) for name in names}
         sizes = await self.store.aggregation_sizes()
-        working = {group for group in groups if pending[group] or self.running(Kind.DOWNLOAD, group)}
-        assert sizes == {group: pending[group] for group in working}
-        assert int(usage.get("aggregations", 0)) == sum(TOKENS[group] == "alice" for group in working)
+        working = {name for name in names if pending[name] or self.running(Kind.DOWNLOAD, name)}
+        assert sizes == {name: pending[name] for name in working}
+        assert int(usage.get("aggregations", 0)) == sum(TOKENS[name] == "alice" for name in working)
         load = await self.store.load(9)
         assert (load.total, load.downloads, load.callbacks) == (
             len(working),
@@ -485,14 +485,14 @@ class Model(Expected):
             one.aggr_id: (one.pending, one.in_flight, one.limit, one.cooling_until, one.paused)
             for one in load.aggregations
         } == {
-            group: (
-                pending[group],
-                self.running(Kind.DOWNLOAD, group),
-                self.limits[Kind.DOWNLOAD, group],
-                moment(pace.cooling) if (pace := self.pace[group]).cooling > self.now_ms else None,
+            name: (
+                pending[name],
+                self.running(Kind.DOWNLOAD, name),
+                self.limits[Kind.DOWNLOAD, name],
+                moment(pace.cooling) if (pace := self.pace[name]).cooling > self.now_ms else None,
                 pace.paused,
             )
-            for group in groups
+            for name in names
         }
 
     async def check_job_groups(self) -> None:
@@ -515,9 +515,9 @@ class Model(Expected):
     async def drain(self) -> None:
         """Do all the work that is left; nothing may be stuck."""
         await self.move_clock(10 * LEASE_MS)
-        for kind, group in list(self.limits):
+        for kind, name in list(self.limits):
             if kind is Kind.DOWNLOAD:
-                await self.adjust(group, {"paused": False, "limit": None, "rate": None, "delay": None})
+                await self.adjust(name, {"paused": False, "limit": None, "rate": None, "delay": None})
         for kind in Kind:
             await self.sweep(kind)
         for owner in OWNERS:

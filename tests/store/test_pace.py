@@ -181,7 +181,7 @@ async def test_refusals_of_the_pace_halve_it_and_are_remembered(
     clock.move(COOL_S)
     [fourth] = await take(store)
     await refuse(store, fourth)
-    kept = raw.command("HGET", raw.key("group", Kind.DOWNLOAD, "a"), "pace")
+    kept = raw.command("HGET", raw.key("queue_record", Kind.DOWNLOAD, "a"), "pace")
     assert [float(number) for number in kept.split()] == pytest.approx([2.9282 / 2, 0, 2.9282], rel=1e-3)
 
 
@@ -218,7 +218,7 @@ async def test_an_operator_ends_the_pace(store: JobStore, clock: StoreClock) -> 
 async def test_a_pace_outlasts_the_last_job_for_two_hours(
     raw: RawStore, store: JobStore, clock: StoreClock
 ) -> None:
-    record = raw.key("group", Kind.DOWNLOAD, "a")
+    record = raw.key("queue_record", Kind.DOWNLOAD, "a")
     await submit(store, count=1)
     [lease] = await take(store)
     cooldown = Cooldown(seconds=COOL_S, asked=True, had=StartRate(8.0, 1))
@@ -246,8 +246,8 @@ async def test_a_host_has_a_pace_of_its_own(
         await refuse(store, first, of_host=of_host)
         clock.move(COOL_S)
         await submit(store, "b", url="http://site.test/x")
-        groups = [lease.group for lease in await take(store)]
-        assert len(groups) == (1 if of_host else 9)
+        queues = [lease.queue for lease in await take(store)]
+        assert len(queues) == (1 if of_host else 9)
         clock.move(0.25)
         assert len(await take(store)) == (1 if of_host else 0)
         assert raw.command("HEXISTS", raw.key("host", "site.test"), "pace") == of_host

@@ -55,11 +55,11 @@ async def test_a_cooldown_holds_the_aggregation_and_no_other(store: JobStore, cl
     await store.settle("me", [handed_back(second, "", 0)])
     clock.move(2.999)
     await submit(store, "b", 1)
-    assert [lease.group for lease in await take(store)] == ["b"]
+    assert [lease.queue for lease in await take(store)] == ["b"]
     [load] = [load for load in (await store.load(9)).aggregations if load.aggr_id == "a"]
     assert load.cooling_until == moment(clock.now_ms + 1)
     clock.move(0.001)
-    assert [lease.group for lease in await take(store)] == ["a", "a"], "its whole limit"
+    assert [lease.queue for lease in await take(store)] == ["a", "a"], "its whole limit"
     assert all(load.cooling_until is None for load in (await store.load(9)).aggregations)
 
 
@@ -232,7 +232,7 @@ async def test_an_older_instance_cannot_start_it_early(
 
 async def ttl_ms(raw: RawStore, store: JobStore) -> int:
     """Of the aggregation's record: -1 if it stays, -2 if there is none."""
-    return int(raw.command("PTTL", raw.key("group", Kind.DOWNLOAD, "a")))
+    return int(raw.command("PTTL", raw.key("queue_record", Kind.DOWNLOAD, "a")))
 
 
 async def test_a_cooldown_outlasts_the_last_job(raw: RawStore, store: JobStore, clock: StoreClock) -> None:

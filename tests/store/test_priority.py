@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("clock")
 
 RETRY = Outcome(verdict=Verdict.RETRY, error="e", error_code=ErrorCode.TIMEOUT)
 FAILED = Outcome(verdict=Verdict.FAILED, error="e", error_code=ErrorCode.TIMEOUT)
-PLAN = CallbackPlan(group="http c", limit=4)
+PLAN = CallbackPlan(queue="http c", limit=4)
 
 
 async def submit(store: JobStore, *priorities: int, aggr_id: str = "a", **fields: object) -> list[str]:
@@ -109,9 +109,9 @@ async def test_versions_without_priorities_share_the_store(
     raw: RawStore, store: JobStore, clock: StoreClock
 ) -> None:
     """Such a version leases from the queue, and makes pending again there, without a look at `urgent`."""
-    queue = raw.key("queue", "download", "a")
+    queue = raw.key("pending", "download", "a")
     taken, moved, high, low = await submit(store, 9, 8, 7, 0)
-    assert set(await members(raw, store, "queue", "download", "a")) == {taken, moved, high, low}
+    assert set(await members(raw, store, "pending", "download", "a")) == {taken, moved, high, low}
     raw.command("ZREM", queue, taken)
     raw.command("ZADD", queue, clock.now_ms + 5000, moved)
     assert await order(store, 1) == [high]
@@ -122,7 +122,7 @@ async def test_versions_without_priorities_share_the_store(
 
 async def test_its_leftovers_go_with_the_aggregation(raw: RawStore, store: JobStore) -> None:
     taken, _ = await submit(store, 9, 0)
-    raw.command("ZREM", raw.key("queue", "download", "a"), taken)
+    raw.command("ZREM", raw.key("pending", "download", "a"), taken)
     store_key = raw.key("urgent", "a")
     raw.command("ZADD", store_key, 1, "NSb4FOAs9fVaQw")
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 9, 600)).leases

@@ -146,7 +146,7 @@ class Alone:
     async def _attempt(self, lease: Lease, _: object) -> Settlement:
         if lease.kind is Kind.CALLBACK:
             return closed(lease, CallbackOutcome(verdict=Verdict.SUCCEEDED), 60, 9)
-        plan = CallbackPlan(group="http http://sink", limit=99)
+        plan = CallbackPlan(queue="http http://sink", limit=99)
         return Settlement.of(lease, Outcome(verdict=Verdict.SUCCEEDED), callback=plan, keep_s=60)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

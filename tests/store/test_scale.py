@@ -42,7 +42,7 @@ WHOLE = {"keys", "scan", "sscan", "hscan", "zscan", "smembers", "hkeys", "hvals"
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
 RETRY = Outcome(verdict=Verdict.RETRY, error="e")
 DELIVERED = CallbackOutcome(verdict=Verdict.SUCCEEDED)
-PLAN = CallbackPlan(group="http-c", limit=1_000_000)
+PLAN = CallbackPlan(queue="http-c", limit=1_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ async def store(raw: RawStore, full: Valkey) -> AsyncIterator[JobStore]:
         specs.append(spec_for(opened, "million", aggr_limit=1000))
         for first in range(0, len(specs), BATCH):
             await opened.submit([Submission(spec=spec) for spec in specs[first : first + BATCH]])
-        queue = raw.key("queue", Kind.DOWNLOAD, "million")
+        queue = raw.key("pending", Kind.DOWNLOAD, "million")
         raw.command("EVAL", FILL, 1, queue, MILLION)
         for _ in range(20):
             await opened.submit([Submission(spec=spec_for(opened, "million", aggr_limit=1000))])
@@ -109,7 +109,7 @@ async def cycle(store: JobStore) -> None:
     )
     assert len(leases) == LEASES
     await store.renew(Kind.DOWNLOAD, "me", leases, 60)
-    await store.waiting(Kind.DOWNLOAD, group="million")
+    await store.waiting(Kind.DOWNLOAD, queue="million")
     await store.settle("me", [tried_again(lease, RETRY, 60) for lease in leases[:8]])
     await store.settle("me", [handed_back(lease, "", 0) for lease in leases[8:16]])
     await store.settle("me", [downloaded(lease, OK, PLAN, 0) for lease in leases[16:]])
@@ -148,6 +148,6 @@ async def test_f21_all_have_their_turn_before_one_has_its_second(store: JobStore
     while sum(leased.values()) < AGGREGATIONS + 2:
         left = AGGREGATIONS + 2 - sum(leased.values())
         batch = await store.lease(Kind.DOWNLOAD, "me", min(left, 256), 60)
-        leased.update(lease.group for lease in batch.leases)
+        leased.update(lease.queue for lease in batch.leases)
     assert len(leased) == AGGREGATIONS + 2
     assert leased["million"] == 1

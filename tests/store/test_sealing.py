@@ -68,7 +68,7 @@ async def submitted(store: JobStore) -> JobSpec:
 
 async def run_to_the_end(store: JobStore, verdict: Verdict = Verdict.FAILED) -> None:
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
-    plan = CallbackPlan(group="http 127.0.0.1", limit=4)
+    plan = CallbackPlan(queue="http 127.0.0.1", limit=4)
     assert await store.settle("me", [downloaded(lease, DONE, plan, 60)]) == [Settled.DONE]
     [callback] = (await store.lease(Kind.CALLBACK, "me", 1, 10)).leases
     assert callback.spec.callback_dst == SECRETS["callback_dst"]
@@ -166,7 +166,7 @@ async def test_an_instance_without_the_key_hands_the_job_back(
         # Also what can be done without the key is left to who has it: the callback would have nowhere to go.
         other = await submitted(right)
         [lease] = (await right.lease(Kind.DOWNLOAD, "you", 1, 10)).leases
-        plan = CallbackPlan(group="http 127.0.0.1", limit=4)
+        plan = CallbackPlan(queue="http 127.0.0.1", limit=4)
         assert await right.settle("you", [downloaded(lease, DONE, plan, 60)]) == [Settled.DONE]
         [lease] = (await wrong.lease(Kind.CALLBACK, "me", 1, 10)).leases
         settlement = await callbacks.attempt(lease, lambda: True)

@@ -263,7 +263,7 @@ async def test_whatever_ends_a_job_its_files_are_known(store: JobStore, end: str
     lease = await leased(store)
     await store.share_file(spec.id, "one", SHA256)
     await store.share_file(spec.id, "two", "cd" * 32)
-    plan = CallbackPlan(group="http c", limit=4)
+    plan = CallbackPlan(queue="http c", limit=4)
     if end == "a cancel":
         await store.cancel(spec, plan, 0)
         await store.settle("me", [downloaded(lease, OK, None, 0)])

@@ -1,4 +1,4 @@
-"""Turns of tokens: however many groups one has, each other token's first group is next."""
+"""Turns of tokens: however many queues one has, each other token's first queue is next."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ FAILED = Outcome(verdict=Verdict.FAILED, error="no")
 LAST = TokenShare(before_last=0)
 
 
-async def submit(store: JobStore, token: str, groups: Sequence[str], **fields: object) -> list[JobSpec]:
+async def submit(store: JobStore, token: str, queues: Sequence[str], **fields: object) -> list[JobSpec]:
     """A job of this token in each of these aggregations."""
-    specs = [spec_for(store, group, token=token, **fields) for group in groups]
+    specs = [spec_for(store, queue, token=token, **fields) for queue in queues]
     await store.submit([Submission(spec=spec) for spec in specs])
     return specs
 
@@ -29,7 +29,7 @@ async def call_back(store: JobStore, token: str, destinations: Sequence[str]) ->
     for destination in destinations:
         await submit(store, token, [destination])
         lease = await leased(store)
-        plan = CallbackPlan(group=destination, limit=9, token=token)
+        plan = CallbackPlan(queue=destination, limit=9, token=token)
         await store.settle("me", [downloaded(lease, OK, plan, 0)])
 
 
@@ -60,7 +60,7 @@ async def test_the_first_job_of_a_token_is_next_whatever_another_has(raw: RawSto
     assert raw.command("ZCARD", raw.key("ready", "download")) > 900
 
 
-async def test_a_token_whose_groups_were_away_is_not_put_back(store: JobStore) -> None:
+async def test_a_token_whose_queues_were_away_is_not_put_back(store: JobStore) -> None:
     await submit(store, "bob", names(100, "b"))
     for _ in range(3):
         specs = await submit(store, "alice", names(50))
@@ -79,11 +79,11 @@ async def test_without_tokens_nothing_is_kept_of_them(raw: RawStore, store: JobS
     assert raw.command("PTTL", raw.key("tokens")) > 0
 
 
-async def test_a_group_that_an_earlier_version_moves_keeps_the_turns(raw: RawStore, store: JobStore) -> None:
+async def test_a_queue_that_an_earlier_version_moves_keeps_the_turns(raw: RawStore, store: JobStore) -> None:
     await submit(store, "alice", names(5))
     await submit(store, "bob", names(5, "b"))
     ready = raw.key("ready", "download")
-    # Earlier versions take the first and add groups at the end.
+    # Earlier versions take the first and add queues at the end.
     [first, *_] = raw.command("ZRANGE", ready, 0, 0)
     raw.command("ZADD", ready, 1000, first)
     assert Counter(await tokens(store, 8)) == {"alice": 4, "bob": 4}
@@ -125,7 +125,7 @@ async def test_a_large_aggregation_does_not_hide_the_others_of_its_token(store: 
     await submit(store, "alice", ["large", "small"])
     shares = Shares(tokens={"alice": LAST}, never=["large"])
     assert [
-        lease.group for lease in (await store.lease(Kind.DOWNLOAD, "me", 9, 60, shares=shares)).leases
+        lease.queue for lease in (await store.lease(Kind.DOWNLOAD, "me", 9, 60, shares=shares)).leases
     ] == ["small"]
 
 
@@ -172,7 +172,7 @@ async def test_one_call_gives_a_token_no_more_than_its_share(store: JobStore) ->
     assert await tokens(store, 9, Kind.CALLBACK, shares) == ["carol"] * 2
 
 
-async def test_a_group_that_an_earlier_version_has_added_is_found(raw: RawStore, store: JobStore) -> None:
+async def test_a_queue_that_an_earlier_version_has_added_is_found(raw: RawStore, store: JobStore) -> None:
     """That version does not note in `turns` what it adds, at the end of the set."""
     await submit(store, "alice", names(40))
     await submit(store, "", ["b"])

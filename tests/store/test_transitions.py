@@ -43,7 +43,7 @@ FAILED = Outcome(
     response_code=404,
 )
 RETRY = dataclasses.replace(FAILED, verdict=Verdict.RETRY, error="Received Status code 500")
-PLAN = CallbackPlan(group="http http://c", limit=4)
+PLAN = CallbackPlan(queue="http http://c", limit=4)
 DELIVERED = CallbackOutcome(verdict=Verdict.SUCCEEDED)
 
 
@@ -132,7 +132,7 @@ async def test_a_holder_whose_lease_a_failover_lost_is_refused(
         raw.command("RESTORE", task, 0, before)
     raw.command("ZREM", raw.key("leases", Kind.DOWNLOAD), spec.id)
     raw.command("SREM", raw.key("running", Kind.DOWNLOAD, spec.aggr_id), spec.id)
-    raw.command("ZADD", raw.key("queue", Kind.DOWNLOAD, spec.aggr_id), 1, spec.id)
+    raw.command("ZADD", raw.key("pending", Kind.DOWNLOAD, spec.aggr_id), 1, spec.id)
     raw.command("DEL", raw.key("memo", Kind.DOWNLOAD, "me"))
     await submitted(store, spec.aggr_id)  # which places the aggregation
     current = await leased(store, "me")
@@ -154,7 +154,7 @@ async def test_who_settled_a_task_is_compared_too(store: JobStore) -> None:
 
 
 async def backlog(raw: RawStore, store: JobStore) -> list[str]:
-    ids = raw.command("ZRANGE", raw.key("queue", Kind.DOWNLOAD, "a"), 0, -1)
+    ids = raw.command("ZRANGE", raw.key("pending", Kind.DOWNLOAD, "a"), 0, -1)
     return list(ids)
 
 
@@ -190,7 +190,7 @@ async def test_what_a_dead_instance_had_goes_first_and_a_suspect_last(raw: RawSt
         await lapse(raw, store, lease)
         assert await store.sweep(Kind.DOWNLOAD) == [lease.id]
         assert (await backlog(raw, store)).index(lease.id) == place, crashes
-        raw.command("ZADD", raw.key("queue", Kind.DOWNLOAD, "a"), 1, lease.id)
+        raw.command("ZADD", raw.key("pending", Kind.DOWNLOAD, "a"), 1, lease.id)
         lease = await leased(store)
 
 
@@ -249,7 +249,7 @@ async def test_within_an_aggregation_the_earlier_due_goes_first(raw: RawStore, s
     lease = await leased(store)
     second = await submitted(store)
     await store.settle("me", [handed_back(lease, "", 0)])
-    queue = raw.key("queue", Kind.DOWNLOAD, "a")
+    queue = raw.key("pending", Kind.DOWNLOAD, "a")
     raw.command("ZADD", queue, 1, second.id, 2, first.id)
     lease = await leased(store)
     assert lease.id == second.id

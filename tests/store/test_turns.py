@@ -21,27 +21,27 @@ async def calls_back(store: JobStore, destination: str) -> None:
     """Have a callback to this destination wait."""
     await submitted(store)
     await store.settle(
-        "me", [downloaded(await leased(store), OK, CallbackPlan(group=destination, limit=9), 0)]
+        "me", [downloaded(await leased(store), OK, CallbackPlan(queue=destination, limit=9), 0)]
     )
 
 
-async def groups(store: JobStore, kind: Kind, count: int, shares: Shares) -> list[str]:
+async def queues(store: JobStore, kind: Kind, count: int, shares: Shares) -> list[str]:
     batch = await store.lease(kind, "me", count, 10, shares=shares)
-    return [lease.group for lease in batch.leases]
+    return [lease.queue for lease in batch.leases]
 
 
 async def test_who_has_more_than_its_share_comes_last_or_not_at_all(store: JobStore) -> None:
     for aggregation in ("large", "large", "large", "small"):
         await submitted(store, aggregation, aggr_limit=9)
-    assert await groups(store, Kind.DOWNLOAD, 9, Shares(never=["large"])) == ["small"]
+    assert await queues(store, Kind.DOWNLOAD, 9, Shares(never=["large"])) == ["small"]
     await submitted(store, "small", aggr_limit=9)
-    assert await groups(store, Kind.DOWNLOAD, 2, Shares(last=["large"])) == ["small", "large"]
+    assert await queues(store, Kind.DOWNLOAD, 2, Shares(last=["large"])) == ["small", "large"]
 
 
 async def test_destinations_that_have_not_answered_get_as_many_as_allowed(store: JobStore) -> None:
     for destination in "abc":
         await calls_back(store, f"http {destination}")
-    assert len(await groups(store, Kind.CALLBACK, 9, Shares(unproven=2))) == 2
+    assert len(await queues(store, Kind.CALLBACK, 9, Shares(unproven=2))) == 2
 
 
 async def test_destinations_that_answer_and_others_take_turns(store: JobStore) -> None:
@@ -49,7 +49,7 @@ async def test_destinations_that_answer_and_others_take_turns(store: JobStore) -
     await store.settle("me", [closed(await leased(store, kind=Kind.CALLBACK), DELIVERED, 60, 9)])
     for destination in ("proven", "proven", "proven", "new"):
         await calls_back(store, f"http {destination}")
-    found = await groups(store, Kind.CALLBACK, 2, Shares(unproven=9))
+    found = await queues(store, Kind.CALLBACK, 2, Shares(unproven=9))
     assert sorted(found) == ["http new", "http proven"]
 
 
@@ -57,7 +57,7 @@ async def standing(store: JobStore, destination: str) -> str:
     """Lease the next callback to a destination; returns what the lease says of the destination."""
     await calls_back(store, destination)
     lease = await leased(store, kind=Kind.CALLBACK)
-    assert lease.group == destination
+    assert lease.queue == destination
     await store.settle("me", [closed(lease, DELIVERED, 60, 9)])
     return {(True, False): "proven", (False, True): "failing", (False, False): "new"}[
         lease.proven, lease.failing
@@ -103,9 +103,9 @@ async def test_destinations_that_fail_get_a_part_of_what_others_without_an_answe
         await ends(store, f"http {name}", GIVEN_UP)
     for name in ("a", "b", "c", "new"):
         await calls_back(store, f"http {name}")
-    assert await groups(store, Kind.CALLBACK, 9, Shares(unproven=9, failing=0)) == ["http new"]
-    assert await groups(store, Kind.CALLBACK, 9, Shares(unproven=0, failing=9)) == []
-    assert len(await groups(store, Kind.CALLBACK, 9, Shares(unproven=9, failing=2))) == 2
+    assert await queues(store, Kind.CALLBACK, 9, Shares(unproven=9, failing=0)) == ["http new"]
+    assert await queues(store, Kind.CALLBACK, 9, Shares(unproven=0, failing=9)) == []
+    assert len(await queues(store, Kind.CALLBACK, 9, Shares(unproven=9, failing=2))) == 2
 
 
 async def test_calls_for_one_callback_get_all_kinds_of_destinations(store: JobStore) -> None:
@@ -115,14 +115,14 @@ async def test_calls_for_one_callback_get_all_kinds_of_destinations(store: JobSt
         for _ in range(40):
             await calls_back(store, f"http {name}")
     # Which kind is first follows from the time in ms, so it is chance.
-    got = [(await groups(store, Kind.CALLBACK, 1, Shares()))[0] for _ in range(27)]
+    got = [(await queues(store, Kind.CALLBACK, 1, Shares()))[0] for _ in range(27)]
     assert set(got) == {"http proven", "http failing", "http new"}
 
 
 async def test_a_destination_that_fails_has_a_timer_for_earlier_versions(
     store: JobStore, raw: RawStore
 ) -> None:
-    """They do not know `failing`. A timer that is due makes them add the group to what they know."""
+    """They do not know `failing`. A timer that is due makes them add the queue to what they know."""
     await ends(store, "http c", GIVEN_UP)
     timers = raw.key("timers", "callback")
     for _ in range(2):
@@ -131,9 +131,9 @@ async def test_a_destination_that_fails_has_a_timer_for_earlier_versions(
         [[_, due]] = raw.command("ZRANGE", timers, 0, -1, "WITHSCORES")
         now, _ = raw.command("TIME")
         assert 29 < due / 1000 - float(now) <= 60
-        # The timer is due, and no share is left for the group.
+        # The timer is due, and no share is left for the queue.
         raw.command("ZADD", timers, 1, "http c")
         shares = Shares(unproven=9, failing=0)
         assert (await store.lease(Kind.CALLBACK, name, 9, 10, shares=shares)).leases == []
-    assert await groups(store, Kind.CALLBACK, 9, Shares()) == ["http c"] * 2
+    assert await queues(store, Kind.CALLBACK, 9, Shares()) == ["http c"] * 2
     assert raw.command("ZRANGE", timers, 0, -1) == []

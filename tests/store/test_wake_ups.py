@@ -260,7 +260,7 @@ async def test_a_callback_makes_two_lease_calls_at_the_most(fleet: Fleet, store:
     fleet.start_counting()
     for number in range(jobs):
         await submitted(store)
-        plan = CallbackPlan(group=f"{'http' if number % 2 else 'kafka'} {number}", limit=9)
+        plan = CallbackPlan(queue=f"{'http' if number % 2 else 'kafka'} {number}", limit=9)
         await store.settle("me", [downloaded(await leased(store), OK, plan, 60)])
         longest_s = max(longest_s, await fleet.all_begun(number + 1))
     assert longest_s < SOON_S, "no job has waited for a look"

@@ -82,7 +82,7 @@ def lease(*, attempts: int = 0, result: Outcome = SUCCESS, spec: JobSpec = SPEC)
     return Lease(
         kind=Kind.CALLBACK,
         spec=spec,
-        group="http https://client.test",
+        queue="http https://client.test",
         generation=1,
         attempts=attempts,
         crashes=0,

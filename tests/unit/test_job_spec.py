@@ -15,8 +15,8 @@ from downloader.model import (
     Outcome,
     ResponseMetadata,
     Verdict,
-    callback_group,
     callback_limit,
+    callback_queue,
 )
 from downloader.wire import callback_body
 
@@ -111,7 +111,7 @@ def test_a_file_is_stored_under_its_id(subpath: str, key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "destination", "group"),
+    ("kind", "destination", "queue"),
     [
         ("http", "http://Host:80/a?b", "http http://host"),
         ("http", "http://host:443/", "http http://host:443"),
@@ -125,8 +125,8 @@ def test_a_file_is_stored_under_its_id(subpath: str, key: str) -> None:
         ("sqs", "https://u:p@SQS.test/1/Name", "sqs https://sqs.test/1/Name"),
     ],
 )
-def test_callbacks_to_one_origin_share_a_group(kind: str, destination: str, group: str) -> None:
-    assert callback_group(kind, destination) == group
+def test_callbacks_to_one_origin_share_a_queue(kind: str, destination: str, queue: str) -> None:
+    assert callback_queue(kind, destination) == queue
 
 
 def test_the_payload_always_has_every_field() -> None:
@@ -184,11 +184,11 @@ def test_a_file_that_is_not_modified_has_no_url() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "limit"),
+    ("queue", "limit"),
     [("http https://a.example", 16), ("storage done", 16), ("pigeon kafka", 16), ("kafka jobs", 4096)],
 )
-def test_brokers_are_made_for_many_callbacks_at_once(group: str, limit: int) -> None:
-    assert callback_limit(group, 16) == limit
+def test_brokers_are_made_for_many_callbacks_at_once(queue: str, limit: int) -> None:
+    assert callback_limit(queue, 16) == limit
 
 
 def test_a_broker_has_at_least_what_the_operator_gives_to_all() -> None:

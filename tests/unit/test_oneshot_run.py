@@ -47,11 +47,11 @@ class Scripted:
         url = lease.spec.url
         self.begun.append((round(trio.current_time() - self._epoch, 3), url))
         self.leases.append(lease)
-        for name in (lease.group, ""):
+        for name in (lease.queue, ""):
             self._running[name] += 1
             self.peak[name] = max(self.peak[name], self._running[name])
         await trio.sleep(SECONDS)
-        for name in (lease.group, ""):
+        for name in (lease.queue, ""):
             self._running[name] -= 1
         return next(self._scripts.get(url, iter(())), OK)
 

@@ -99,7 +99,7 @@ def lease(kind: Kind, **fields: Any) -> Lease:
     given = {"url": "https://me:s3cret@origin.example:8443/a?k=s3cret", "traceparent": PARENT} | fields
     spec = JobSpec(id=new_id(0, 1), aggr_id="a", aggr_limit=1, **given)
     result = Outcome(verdict=Verdict.SUCCEEDED) if kind is Kind.CALLBACK else None
-    return Lease(kind=kind, spec=spec, group="a", generation=1, attempts=1, crashes=0, limit=1, result=result)
+    return Lease(kind=kind, spec=spec, queue="a", generation=1, attempts=1, crashes=0, limit=1, result=result)
 
 
 async def succeed() -> Outcome:

@@ -21,9 +21,9 @@ REFUSED = Outcome(
 )
 
 
-def lease(group: str = "a", host: str = "") -> Lease:
-    spec = JobSpec(id=new_id(0, 1), aggr_id=group, aggr_limit=1, url="http://x/", host=host)
-    return Lease(kind=Kind.DOWNLOAD, spec=spec, group=group, generation=1, attempts=0, crashes=0, limit=9)
+def lease(queue: str = "a", host: str = "") -> Lease:
+    spec = JobSpec(id=new_id(0, 1), aggr_id=queue, aggr_limit=1, url="http://x/", host=host)
+    return Lease(kind=Kind.DOWNLOAD, spec=spec, queue=queue, generation=1, attempts=0, crashes=0, limit=9)
 
 
 def ends_with(outcome: Outcome) -> Callable[[], Awaitable[Outcome]]:
@@ -65,9 +65,9 @@ async def test_starts_of_the_last_minute_count(autojump_clock: trio.testing.Mock
 async def test_a_host_counts_all_aggregations(autojump_clock: trio.testing.MockClock) -> None:
     starts = Starts()
     async with trio.open_nursery() as nursery:
-        for group in ("a", "b", "b"):
-            nursery.start_soon(starts.counted, lease(group, "x"), ends_with(DONE))
-            nursery.start_soon(starts.counted, lease(group, "x"), trio.sleep_forever)
+        for queue in ("a", "b", "b"):
+            nursery.start_soon(starts.counted, lease(queue, "x"), ends_with(DONE))
+            nursery.start_soon(starts.counted, lease(queue, "x"), trio.sleep_forever)
         await trio.testing.wait_all_tasks_blocked()
         assert await had(starts, lease("a", "x")) == (StartRate(1.5, 2), StartRate(3.5, 4))
         nursery.cancel_scope.cancel()

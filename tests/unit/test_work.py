@@ -43,7 +43,7 @@ CLUSTER = {"url": "redis://127.0.0.1", "cluster": True}
 def lease(kind: Kind) -> Lease:
     spec = JobSpec(id=new_id(0, 1), aggr_id="a", aggr_limit=1, url="http://x/")
     result = Outcome(verdict=Verdict.SUCCEEDED) if kind is Kind.CALLBACK else None
-    return Lease(kind=kind, spec=spec, group="a", generation=1, attempts=0, crashes=0, limit=1, result=result)
+    return Lease(kind=kind, spec=spec, queue="a", generation=1, attempts=0, crashes=0, limit=1, result=result)
 
 
 def downloads() -> Downloads:
@@ -349,9 +349,9 @@ async def test_both_ends_of_a_callback_name_the_limit_of_its_destination() -> No
     downloading = replace(downloads(), fetcher=cast("Fetcher", Fetched(done)), own_limits=limits)
     settlement = await downloading.attempt(replace(lease(Kind.DOWNLOAD), spec=job.spec), lambda: True)
     assert settlement.callback is not None
-    assert (settlement.callback.group, settlement.callback.limit) == ("http http://c", 2)
+    assert (settlement.callback.queue, settlement.callback.limit) == ("http http://c", 2)
     work = replace(callback()[0], own_limits=limits)
-    closed = await work.attempt(replace(job, group="http http://c"), lambda: True)
+    closed = await work.attempt(replace(job, queue="http http://c"), lambda: True)
     assert closed.callback is not None
     assert closed.callback.limit == 2
 

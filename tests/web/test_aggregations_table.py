@@ -97,7 +97,7 @@ async def test_an_error_is_shown_in_the_api_s_words(
         assert [text for text in seen.complaints if "404" not in text] == []
 
     async def drop(store: JobStore, name: str) -> None:
-        raw.command("ZREM", raw.key("groups", "download"), name)
+        raw.command("ZREM", raw.key("queues", "download"), name)
 
     await browse(page_url, look)
 

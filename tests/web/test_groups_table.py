@@ -21,7 +21,7 @@ async def fill(store: JobStore) -> str:
     """An open, a sealed and a complete group, whose callback failed; returns the id of that callback."""
     job = {"callback_type": "", "callback_dst": ""}
     callback = spec_for(store, "night-16", url="")
-    await store.set_group_callback(callback, CallbackPlan(group="http group", limit=4))
+    await store.set_group_callback(callback, CallbackPlan(queue="http group", limit=4))
     await submitted(store, group="night-16", **job)
     await store.settle("me", [downloaded(await leased(store), BROKEN, None, 60)])
     await store.seal_group("night-16")

@@ -57,7 +57,7 @@ async def fill(raw: RawStore, store: JobStore) -> None:
     await submit(store, LONG, jobs=1200, limit=40)
     await submit(store, HOSTILE)
     await store.lease(Kind.DOWNLOAD, "me", 5, 60)
-    key = raw.key("group", "download", "full")
+    key = raw.key("queue_record", "download", "full")
     raw.command("HSET", key, "paused", 1)
     await report(store, "processor", "worker-1-a")
     sick = {"kafka": {"healthy": False, "last_error": f"no broker {HOSTILE}"}}
@@ -366,14 +366,14 @@ async def test_the_backlog_is_at_the_head(
     browse: Browse, page_url: str, raw: RawStore, store: JobStore
 ) -> None:
     await submit(store, "a", jobs=300)
-    first = raw.command("ZRANGE", raw.key("queue", "download", "a"), 0, 0)[0]
+    first = raw.command("ZRANGE", raw.key("pending", "download", "a"), 0, 0)[0]
     await report(store, "processor", "one")
 
     def look(seen: Seen) -> None:
         seen.open()
         line = seen.page.locator(".backlog")
         expect(line).to_have_text("300 pending")
-        raw.command("ZADD", raw.key("queue", "download", "a"), 1_790_000_000_000, first)
+        raw.command("ZADD", raw.key("pending", "download", "a"), 1_790_000_000_000, first)
         expect(line).to_contain_text("the oldest has been due for")
         # A snapshot that changes after two samples of the history shows their rate.
         done = 2_000_000

@@ -35,7 +35,7 @@ class ApiDeps:
     callback_limit: int
     """Most callbacks in flight to one destination over the fleet."""
     own_limits: Mapping[str, int] = field(default_factory=dict)
-    """Limits of single callback destinations, by group."""
+    """Limits of single callback destinations, by queue."""
     keep_s: float
     """How many seconds a job without a callback is kept (`notifier.failed_retention`)."""
     loopback: bool

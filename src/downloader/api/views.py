@@ -119,7 +119,7 @@ def waiting(load: Load, backlog: Backlog) -> Waiting:
         downloads=WaitingDownloads(
             pending=backlog.downloads.pending,
             in_flight=load.downloads,
-            aggregations=backlog.downloads.groups,
+            aggregations=backlog.downloads.queues,
             cooling=cooling(load.aggregations),
             held=backlog.downloads.pending if load.paused else held(load.aggregations),
             oldest_due_at=moment(backlog.oldest_due_ms),
@@ -131,7 +131,7 @@ def waiting(load: Load, backlog: Backlog) -> Waiting:
             failed=backlog.failed_callbacks,
             next_due_at=moment(backlog.callbacks.next_ms),
             destinations=backlog.destinations,
-            more_destinations=backlog.callbacks.groups - len(backlog.destinations),
+            more_destinations=backlog.callbacks.queues - len(backlog.destinations),
             failed_to=backlog.failed_to[:FAILED_SHOWN],
         ),
     )

@@ -57,7 +57,7 @@ COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
 docstring is the help."""
 
 SUMMARY = """\
-Download files politely: jobs over HTTP, limits per group over a whole fleet,
+Download files politely: jobs over HTTP, limits per aggregation over a whole fleet,
 callbacks when done."""
 
 EPILOGUE = """\

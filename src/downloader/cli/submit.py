@@ -168,5 +168,5 @@ def _jobs(
             unreadable.append((text, ApiProblem(job)))
             continue
         # For a URL without a host, the service returns the error.
-        group = flags.aggr_id or host_of(job.get("url"), with_port=True) or "unknown"
-        yield cast("JobFields", {"aggr_id": group, **fields, **job})
+        aggr_id = flags.aggr_id or host_of(job.get("url"), with_port=True) or "unknown"
+        yield cast("JobFields", {"aggr_id": aggr_id, **fields, **job})

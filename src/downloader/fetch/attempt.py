@@ -225,10 +225,10 @@ class Attempt:
         if tools.robots is not None:
             watch.expect("", math.inf)  # end the time limit of the previous response
             self.phases.begin("robots")
-            await tools.robots.check(url, aggregation=self._lease.group, proxy=proxy, is_own_host=is_own_host)
+            await tools.robots.check(url, aggregation=self._lease.queue, proxy=proxy, is_own_host=is_own_host)
         route = Route(
             url=url,
-            aggregation=self._lease.group,
+            aggregation=self._lease.queue,
             proxy=proxy,
             keep=self._lease.limit,
             response_s=max(tools.settings.response_timeout, self._spec.download_timeout or 0),
@@ -280,7 +280,7 @@ class Attempt:
 
     def _new_sink(self, name: str = "") -> Sink:
         tools = self._tools
-        sink = Sink(tools.spool, tools.memory, self._lease.group, head_bytes=SNIFF_BYTES, name=name)
+        sink = Sink(tools.spool, tools.memory, self._lease.queue, head_bytes=SNIFF_BYTES, name=name)
         if self._spec.md5:
             sink.hash_with("md5")
         return sink

@@ -108,7 +108,7 @@ METRICS = (
     ),
     Metric(
         "downloader_pending",
-        "Downloads and callbacks that wait; those of the 1,000 largest groups, if there are more",
+        "Downloads and callbacks that wait; those of the 1,000 largest queues, if there are more",
         labels=("kind",),
     ),
     Metric(

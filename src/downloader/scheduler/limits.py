@@ -1,4 +1,4 @@
-"""Bounds of the work in flight in this process: the limit of a group, and a group's share of the slots.
+"""Bounds of the work in flight in this process: the limit of a queue, and a queue's share of the slots.
 
 While others wait, an aggregation gets at most half of the download slots, and a token at most half of the
 download slots and of the callback slots. Callbacks to destinations that have not answered quickly lately get
@@ -19,21 +19,21 @@ from downloader.scheduler.leases import HeldLease
 from downloader.store import Settlement, Shares, TokenShare
 
 HOLD_S = 30.0
-"""After a group had to hand back leases because other groups waited, the group stays capped at its share for
-this time. Otherwise each further job of another group would interrupt another download, and the origin would
+"""After a queue had to hand back leases because other queues waited, the queue stays capped at its share for
+this time. Otherwise each further job of another queue would interrupt another download, and the origin would
 have to send that file twice."""
 
 MOST_RESTING = 64
 """Most callback destinations that rest. Each lease call names all of them."""
 
-Holder = tuple[Literal["group", "token"], str]
-"""An aggregation, or a token with all its groups."""
+Holder = tuple[Literal["queue", "token"], str]
+"""An aggregation, or a token with all its queues."""
 
 
 class Limits:
     """The slots of a process, and the leases that occupy slots.
 
-    The store grants no lease beyond a group's limit. The limit is checked again here for the case that a
+    The store grants no lease beyond a queue's limit. The limit is checked again here for the case that a
     lease ends and is granted again before the former work has unwound.
     """
 
@@ -43,7 +43,7 @@ class Limits:
         self._share = max(1, slots // 2)
         self._failing_share = max(1, slots // 4)
         self._working: dict[str, set[HeldLease]] = {}
-        """By group, without empty sets."""
+        """By queue, without empty sets."""
         self._held = Counter[Holder]()
         self._large: dict[Holder, None] = {}
         self._capped_until: dict[Holder, float] = {}
@@ -56,27 +56,27 @@ class Limits:
         """Destinations for which this process leases no callbacks, and until when (Trio time)."""
 
     def enter(self, held: HeldLease) -> bool:
-        """Take a slot of the lease's group; false if the group has no free slot in this process."""
-        if held.lease.group not in self._working:
-            self._working[held.lease.group] = {held}
+        """Take a slot of the lease's queue; false if the queue has no free slot in this process."""
+        if held.lease.queue not in self._working:
+            self._working[held.lease.queue] = {held}
         elif self.full(held):
             return False
         else:
-            self._working[held.lease.group].add(held)
+            self._working[held.lease.queue].add(held)
         self._count(held, 1)
         return True
 
     def full(self, held: HeldLease) -> bool:
-        """Whether the lease's group has no free slot."""
-        return len(self._working[held.lease.group]) >= held.lease.limit
+        """Whether the lease's queue has no free slot."""
+        return len(self._working[held.lease.queue]) >= held.lease.limit
 
     def leave(self, held: HeldLease) -> bool:
         """Release the slot; returns whether the bounds of shares have changed, so that more may be leased."""
         before = self._bounds(held.lease.token)
-        group = held.lease.group
-        self._working[group].remove(held)
-        if not self._working[group]:
-            del self._working[group]
+        queue = held.lease.queue
+        self._working[queue].remove(held)
+        if not self._working[queue]:
+            del self._working[queue]
         self._count(held, -1)
         return before != self._bounds(held.lease.token)
 
@@ -91,14 +91,14 @@ class Limits:
         if self._kind is Kind.DOWNLOAD or lease.spec.sealed:
             return False
         if settlement.verdict is Verdict.RELEASE:
-            until = self._resting.get(lease.group, 0.0 if len(self._resting) < MOST_RESTING else math.inf)
+            until = self._resting.get(lease.queue, 0.0 if len(self._resting) < MOST_RESTING else math.inf)
             if until < now + settlement.delay_s:
-                self._resting[lease.group] = now + settlement.delay_s
+                self._resting[lease.queue] = now + settlement.delay_s
             return False
-        backend = _backend(lease.group)
-        ended = [group for group in self._resting if _backend(group) == backend]
-        for group in ended:
-            del self._resting[group]
+        backend = _backend(lease.queue)
+        ended = [queue for queue in self._resting if _backend(queue) == backend]
+        for queue in ended:
+            del self._resting[queue]
         return bool(ended)
 
     def _count(self, held: HeldLease, change: int) -> None:
@@ -123,7 +123,7 @@ class Limits:
         A callback's destination is no holder, because it has a limit in the fleet.
         """
         token: Sequence[Holder] = [("token", lease.token)] if lease.token else []
-        return token if self._kind is Kind.CALLBACK else [("group", lease.group), *token]
+        return token if self._kind is Kind.CALLBACK else [("queue", lease.queue), *token]
 
     def _bounds(self, token: str) -> tuple[object, ...]:
         return (
@@ -138,10 +138,10 @@ class Limits:
         """Which leases the process may ask for; `now` is Trio time."""
         for holder in [holder for holder, until in self._capped_until.items() if until <= now]:
             del self._capped_until[holder]
-        for group in [group for group, until in self._resting.items() if until <= now]:
-            del self._resting[group]
-        large = [name for holder, name in self._large if holder == "group"]
-        never = [name for name in large if ("group", name) in self._capped_until] + list(self._resting)
+        for queue in [queue for queue, until in self._resting.items() if until <= now]:
+            del self._resting[queue]
+        large = [name for holder, name in self._large if holder == "queue"]
+        never = [name for name in large if ("queue", name) in self._capped_until] + list(self._resting)
         last = [name for name in large if name not in never]
         tokens = {name: self._left_to(name) for holder, name in self._held if holder == "token"}
         shares = Shares(
@@ -179,7 +179,7 @@ class Limits:
     def leases_beyond_share(
         self, holder: Holder, others: int, held: Iterable[HeldLease], now: float
     ) -> Sequence[HeldLease]:
-        """The leases that are handed back because `others` groups wait: the newest, down to the share.
+        """The leases that are handed back because `others` queues wait: the newest, down to the share.
 
         A lease with cancelled work counts as handed back, even if the work takes long to end.
         """
@@ -194,6 +194,6 @@ class Limits:
         return leases[len(leases) - count :] if count > 0 else []
 
 
-def _backend(group: str) -> str:
-    """The type of a callback destination's group."""
-    return group.partition(" ")[0]
+def _backend(queue: str) -> str:
+    """The type of a callback destination's queue."""
+    return queue.partition(" ")[0]

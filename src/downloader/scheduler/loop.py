@@ -28,7 +28,7 @@ from downloader.store import LOOK_S, JobStore, LeaseRequests, Settled, Settlemen
 log = get_logger()
 
 SHARE_LOOK_S = 0.5
-"""Time between two checks for waiting groups, while an aggregation has more than its share or is capped at
+"""Time between two checks for waiting queues, while an aggregation has more than its share or is capped at
 its share. The instance must check, because the store wakes instances last that left work to others."""
 
 LEASE_BATCH = 64
@@ -50,8 +50,8 @@ STEADY_LINGER_S = 0.005
 """Short, compared to the time that a POST and the callback take together."""
 
 URGENT_S = 0.05
-"""Time without lingering after a group at its limit got a free slot. Longer than it takes to settle a task
-and to lease the group's next task."""
+"""Time without lingering after a queue at its limit got a free slot. Longer than it takes to settle a task
+and to lease the queue's next task."""
 
 BACKOFF_S, MAX_BACKOFF_S = 0.1, 0.5
 """Shortest and longest pause between calls to a store that does not answer. Short, so that jobs start soon
@@ -98,7 +98,7 @@ class _Running:
     leased: Arrivals = field(default_factory=Arrivals)
     lingering: Lingering = field(default_factory=Lingering)
     urgent_until: float = -math.inf
-    """No call lingers until this Trio time, because a group at its limit has got a free slot."""
+    """No call lingers until this Trio time, because a queue at its limit has got a free slot."""
 
     @property
     def free(self) -> int:

@@ -37,7 +37,7 @@ class Work:
     work: Callable[[Lease, StillOurs], Awaitable[Settlement]]
     """Does the work of a lease. Expected failures are returned; an exception ends the process.
 
-    Cancelled when the lease is lost, at a stop's deadline, and when other groups wait for the slot.
+    Cancelled when the lease is lost, at a stop's deadline, and when other queues wait for the slot.
     """
     on_end: Callable[[LeaseEnd, Settlement, float], None]
     """Called once per lease with the end of the lease, the settlement, and the duration in seconds.

@@ -16,7 +16,7 @@ from downloader.errors import StorageError
 from downloader.fetch import CompleteBody
 from downloader.globs import Allows, text_globs
 from downloader.lifetimes import ExitTimer, opened
-from downloader.model import JobSpec, callback_group, now_ms
+from downloader.model import JobSpec, callback_queue, now_ms
 from downloader.net import guarded_client, open_transport, tls_context
 from downloader.notify import Bulkhead, Host
 from downloader.observe import Counters, Traces
@@ -234,7 +234,7 @@ def object_metadata(extra: str) -> dict[str, str]:
 
 
 def own_limits(settings: Settings) -> Mapping[str, int]:
-    """By group of callbacks, a destination's own `concurrency`, as each shard of the store holds it.
+    """By queue of callbacks, a destination's own `concurrency`, as each shard of the store holds it.
 
     The plugin checks the section; an instance without the role `notifier` ignores what is malformed.
     """
@@ -243,18 +243,18 @@ def own_limits(settings: Settings) -> Mapping[str, int]:
     for destination in destinations if isinstance(destinations, list) else ():
         match destination:
             case {"match": str(url), "concurrency": int(concurrency)} if concurrency > 0:
-                limits[callback_group("http", url)] = limit_of_shard(concurrency, settings.redis)
+                limits[callback_queue("http", url)] = limit_of_shard(concurrency, settings.redis)
     return limits
 
 
 def own_rates(settings: Settings) -> Mapping[str, float]:
-    """By group of callbacks, a destination's own `rate`; as in `own_limits`, the malformed is ignored."""
+    """By queue of callbacks, a destination's own `rate`; as in `own_limits`, the malformed is ignored."""
     rates = {}
     destinations = settings.backends.get("http", {}).get("destinations")
     for destination in destinations if isinstance(destinations, list) else ():
         match destination:
             case {"match": str(url), "rate": int(rate) | float(rate)} if rate > 0:
-                rates[callback_group("http", url)] = rate
+                rates[callback_queue("http", url)] = rate
     return rates
 
 

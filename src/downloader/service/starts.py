@@ -91,5 +91,5 @@ class Starts:
 
 
 def _names(lease: Lease) -> Sequence[tuple[str, str]]:
-    group, host = ("group", lease.group), lease.spec.host
-    return (group, ("host", host)) if host else (group,)
+    queue, host = ("queue", lease.queue), lease.spec.host
+    return (queue, ("host", host)) if host else (queue,)

@@ -130,7 +130,7 @@ class Downloads:
             return Outcome(verdict=Verdict.FAILED, error=_poisoned(lease), error_code=ErrorCode.POISON)
         if lease.spec.left_s(now_ms()) <= 0:
             return _OVERDUE
-        with self.workers.working(lease.group):
+        with self.workers.working(lease.queue):
             attempt = partial(
                 self.fetcher.attempt,
                 lease,
@@ -245,7 +245,7 @@ class Callbacks:
             lease,
             delivery,
             callback=CallbackPlan(
-                group=lease.group, limit=callback_limit(lease.group, limit, self.own_limits)
+                queue=lease.queue, limit=callback_limit(lease.queue, limit, self.own_limits)
             ),
             keep_s=notifier.deletion_interval if success else notifier.failed_retention,
         )
@@ -356,7 +356,7 @@ def _log_end(
     if lease.kind is Kind.DOWNLOAD:
         fields["host"] = _of_url(lease.spec.url)["server.address"]
     else:
-        fields["destination"] = lease.group
+        fields["destination"] = lease.queue
     if lease.spec.traceparent:
         fields["trace_id"] = lease.spec.traceparent[3:35]
     (bound.warning if event in _ALARMING else bound.info)(event, **fields, error=error, **more)

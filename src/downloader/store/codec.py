@@ -27,7 +27,7 @@ from downloader.model import (
     State,
     StateName,
     Verdict,
-    callback_group,
+    callback_queue,
 )
 from downloader.net import host_of, redact_url
 from downloader.phases import Phases
@@ -69,7 +69,7 @@ def submit(item: Submission, permitted: str, seal: Seal | None, *, with_host: bo
     spec = replace(item.spec, host=host_of(item.spec.url)) if with_host else item.spec
     return {
         "id": item.spec.id,
-        "group": item.spec.aggr_id,
+        "queue": item.spec.aggr_id,
         "limit": str(item.spec.aggr_limit),
         **_pace(item.spec),
         "due": item.spec.not_before,
@@ -180,7 +180,7 @@ def _phases(outcome: Outcome | None, seal: Seal | None) -> dict[str, str]:
 
 
 def _close_callback(settlement: Settlement, seal: Seal | None) -> dict[str, Any]:
-    assert settlement.callback is not None, "a callback that ended has a group"
+    assert settlement.callback is not None, "a callback that ended has a queue"
     return {
         **_ended(settlement),
         "limit": str(settlement.callback.limit),
@@ -217,11 +217,11 @@ def _ended(settlement: Settlement) -> dict[str, Any]:
 
 
 def callback(plan: CallbackPlan | None) -> dict[str, str]:
-    """The arguments `callback`, `limit` and `token`; an empty group stands for no callback."""
+    """The arguments `callback`, `limit` and `token`; an empty queue stands for no callback."""
     if plan is None:
         return {"callback": "", "limit": "0"}
     token = {"token": plan.token} if plan.token else {}
-    return {"callback": plan.group, "limit": str(plan.limit), **token}
+    return {"callback": plan.queue, "limit": str(plan.limit), **token}
 
 
 def cancelled(spec: JobSpec, plan: CallbackPlan | None, seal: Seal | None) -> dict[str, str]:
@@ -304,11 +304,11 @@ def lease(kind: Kind, flat: Sequence[Any], unseal: Unseal) -> Lease:
     result = fields(row["result"]) or (_LOST if kind is Kind.CALLBACK else {})
     spec = JobSpec.from_json(row["id"], row["spec"], unseal)
     if spec.damage and kind is Kind.DOWNLOAD:
-        spec = replace(spec, aggr_id=row["group"])
+        spec = replace(spec, aggr_id=row["queue"])
     return Lease(
         kind=kind,
         spec=spec,
-        group=row["group"],
+        queue=row["queue"],
         generation=int(row["generation"]),
         attempts=_int(row["attempts"]),
         crashes=_int(row["crashes"]),
@@ -386,11 +386,11 @@ def _listed_row(job_id: str, record: str, unseal: Unseal) -> dict[str, str]:
     spec = JobSpec.from_json(job_id, job.spec, unseal)
     return {
         "id": job_id,
-        "group": spec.aggr_id,
+        "queue": spec.aggr_id,
         "state": job.download["state"],
         "callback": job.callback.get("state", ""),
         "finished": job.download["finished"],
-        "destination": callback_group(*spec.callback(success=True)) if job.callback else "",
+        "destination": callback_queue(*spec.callback(success=True)) if job.callback else "",
         "spec": job.spec,
         "failed": "",
         "error": job.download.get("error", ""),
@@ -401,7 +401,7 @@ def _listed_row(job_id: str, record: str, unseal: Unseal) -> dict[str, str]:
 def _listed_job(row: Mapping[str, str]) -> ListedJob:
     return ListedJob(
         id=row["id"],
-        aggr_id=row["group"],
+        aggr_id=row["queue"],
         state=cast("StateName", row["state"]),
         callback=cast("StateName", row["callback"]) or None,
         finished_at=_moment(row["finished"]),
@@ -417,7 +417,7 @@ def failure_group(kind: Kind, flat: Sequence[Any]) -> FailureGroup:
     row = fields(flat)
     return FailureGroup(
         kind=kind.value,
-        aggr_id=row["group"],
+        aggr_id=row["queue"],
         error_code=row["code"],
         error=row["error"],
         jobs=row["jobs"],
@@ -521,7 +521,7 @@ def backlog(answers: Iterable[Sequence[Any]], count: int) -> Backlog:
 def _waiting(shards: Sequence[Mapping[str, Any]]) -> Waiting:
     return Waiting(
         pending=sum(shard["pending"] for shard in shards),
-        groups=sum(shard["groups"] for shard in shards),
+        queues=sum(shard["queues"] for shard in shards),
         next_ms=min((int(float(shard["next"])) for shard in shards if shard["next"] != "0"), default=None),
     )
 
@@ -548,7 +548,7 @@ def _sum(first: WaitingDestination, second: WaitingDestination) -> WaitingDestin
 
 
 def counts(score: str | float) -> tuple[int, int]:
-    """Numbers of pending and running tasks of a group, from the score in `groups`."""
+    """Numbers of pending and running tasks of a queue, from the score in `queues`."""
     tasks, _, running = f"{float(score):.6f}".partition(".")
     return int(tasks) - int(running), int(running)
 

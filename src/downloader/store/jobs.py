@@ -63,7 +63,7 @@ async def open_store(
 
     `hosts` are the limits by host or pattern for downloads that this instance leases. With `None` there are
     no limits by host, and the delay of a robots.txt is ignored. `rates` are the starts per second of callback
-    destinations, by group, over the fleet; in a Cluster each shard has an equal part.
+    destinations, by queue, over the fleet; in a Cluster each shard has an equal part.
 
     Raises:
         ConfigError, StoreUnavailable, StoreRefused: one clear line each, see `open_client`.
@@ -96,7 +96,7 @@ class JobStore(GroupStore):
     ) -> None:
         super().__init__(client, sealer)
         shards = client.keys.shards
-        self._rates = {group: str(rate / shards) for group, rate in (rates or {}).items()}
+        self._rates = {queue: str(rate / shards) for queue, rate in (rates or {}).items()}
         self._hosts = None
         if hosts is not None:
             self._hosts = {name: host.model_dump(exclude_none=True) for name, host in hosts.items()}
@@ -184,7 +184,7 @@ class JobStore(GroupStore):
         woken: Collection[int | None] = (None,),
         types: Collection[str] | None = None,
     ) -> LeaseBatch:
-        """Lease up to `count` due tasks to `owner` for `lease_s` seconds, fairly over the groups.
+        """Lease up to `count` due tasks to `owner` for `lease_s` seconds, fairly over the queues.
 
         `room` is the number of tasks that the owner could work on in all. An owner that has room left is
         noted as idle and is woken when more can run. Such an owner must `listen`, and must `withdraw` before
@@ -291,13 +291,13 @@ class JobStore(GroupStore):
         requests.answered(shard)
         return codec.fields(answer)
 
-    async def waiting(self, kind: Kind, *, group: str = "", token: str = "") -> int:
-        """Number of groups with a due task and a free slot in the fleet.
+    async def waiting(self, kind: Kind, *, queue: str = "", token: str = "") -> int:
+        """Number of queues with a due task and a free slot in the fleet.
 
-        Leaves out `group`, or all groups of `token`. With a `token`, the number is a lower bound: only the
-        first groups of some other tokens are counted.
+        Leaves out `queue`, or all queues of `token`. With a `token`, the number is a lower bound: only the
+        first queues of some other tokens are counted.
         """
-        call = {"kind": kind, "group": group, "token": token}
+        call = {"kind": kind, "queue": queue, "token": token}
         return sum(await self._client.run_on_all("waiting", call))
 
     async def renew(
@@ -324,14 +324,14 @@ class JobStore(GroupStore):
         for place, settlement in enumerate(settlements):
             places[codec.script_of(settlement), settlement.lease.kind].append(place)
         results = [Settled.UNKNOWN] * len(settlements)
-        for (script, kind), group in places.items():
+        for (script, kind), batch in places.items():
             call: dict[str, Any] = {"kind": kind, "owner": owner}
-            rows = [codec.settle(script, settlements[place], self._seal) for place in group]
+            rows = [codec.settle(script, settlements[place], self._seal) for place in batch]
             if script == "finish" and len(rows) <= MAX_ROWS and any(row["callback"] for row in rows):
                 call |= self._wake_own(Kind.CALLBACK)
             if self._rates and kind is Kind.CALLBACK:
                 call["rated"] = True
-            for place, result in zip(group, await self._run_on_leases(script, call, rows), strict=True):
+            for place, result in zip(batch, await self._run_on_leases(script, call, rows), strict=True):
                 results[place] = result
         return results
 
@@ -423,7 +423,7 @@ class JobStore(GroupStore):
     ) -> Changed:
         """Send a failed callback again, or (`download`) run a failed download again from the start.
 
-        `limit`, `own_limits`: as for `callback_limit`, for a callback whose group has no record.
+        `limit`, `own_limits`: as for `callback_limit`, for a callback whose queue has no record.
         """
         try:
             [result] = await self.retry_all([job_id], download=download, limit=limit, own_limits=own_limits)
@@ -475,7 +475,7 @@ class JobStore(GroupStore):
         shard = shard_of(jobs[0][0].id, self._keys.shards)
         call = {"error": CANCELLED, "keep_ms": ms(keep_s)}
         rows = [
-            {"id": spec.id, "group": spec.aggr_id, **codec.cancelled(spec, plan, self._seal)}
+            {"id": spec.id, "queue": spec.aggr_id, **codec.cancelled(spec, plan, self._seal)}
             for spec, plan in jobs
         ]
         return [
@@ -490,7 +490,7 @@ class JobStore(GroupStore):
         flight continue. A value stays set until it is cleared, also while the aggregation has no job.
         """
         call = {name: "" if value is None else str(value) for name, value in changes.items()}
-        call["group"] = aggr_id
+        call["queue"] = aggr_id
         if "paused" in changes:
             call["paused"] = "1" if changes["paused"] else ""
         shard = self._keys.aggregation_shard(aggr_id)

@@ -25,6 +25,8 @@ class Key:
     """A kind of key."""
 
     name: str
+    stored_as: str = ""
+    """The name in Redis, if it is another: running stores keep the names of earlier versions."""
     parameters: tuple[str, ...] = ()
     type: str
     ttl: str = ""
@@ -36,12 +38,12 @@ class Key:
     @property
     def path(self) -> str:
         """The key without the base, with parameters in angle brackets."""
-        return ":".join(self.parts(self.name, [f"<{parameter}>" for parameter in self.parameters]))
+        return ":".join(self.parts([f"<{parameter}>" for parameter in self.parameters]))
 
-    def parts(self, name: str, values: Sequence[str]) -> Sequence[str]:
-        """Name and parameter values in the order of the key; the kind, if any, comes first."""
+    def parts(self, values: Sequence[str], quote: str = "") -> Sequence[str]:
+        """Name, in quotes, and parameter values in the order of the key; the kind, if any, comes first."""
         kinds = 1 if self.parameters[:1] == ("kind",) else 0
-        return [*values[:kinds], name, *values[kinds:]]
+        return [*values[:kinds], f"{quote}{self.stored_as or self.name}{quote}", *values[kinds:]]
 
 
 KEYS = (
@@ -68,17 +70,18 @@ KEYS = (
         " any, has succeeded, or that was cancelled; see `store/ended.py`",
     ),
     Key(
-        name="queue",
-        parameters=("kind", "group"),
+        name="pending",
+        stored_as="queue",
+        parameters=("kind", "queue"),
         type="zset",
         owner="empties as its tasks are leased",
-        holds="pending tasks of a group by due time (ms)",
+        holds="pending tasks of a queue by due time (ms)",
     ),
     Key(
         name="urgent",
-        parameters=("group",),
+        parameters=("queue",),
         type="zset",
-        owner="a member goes when its download leaves the queue, or else by `lease`; all with their group",
+        owner="a member goes when its download leaves the queue, or else by `lease`; all with their queue",
         holds=(
             "pending downloads of an aggregation whose priority is above 0, the highest first, then by due"
             " time; they are in `download:queue` too"
@@ -86,16 +89,17 @@ KEYS = (
     ),
     Key(
         name="running",
-        parameters=("kind", "group"),
+        parameters=("kind", "queue"),
         type="set",
         owner="empties as leases end; `sweep` ends those of dead instances",
-        holds="leased tasks of a group, each in one of its slots",
+        holds="leased tasks of a queue, each in one of its slots",
     ),
     Key(
-        name="group",
-        parameters=("kind", "group"),
+        name="queue_record",
+        stored_as="group",
+        parameters=("kind", "queue"),
         type="hash",
-        owner="the transition that takes the group's last task, or the time of its next start",
+        owner="the transition that takes the queue's last task, or the time of its next start",
         holds=(
             "`limit`, `proxy`, `paused` and `token` (that it belongs to) of an aggregation or callback"
             " destination; of an aggregation whose"
@@ -132,7 +136,7 @@ KEYS = (
     ),
     Key(
         name="parked",
-        parameters=("host", "group"),
+        parameters=("host", "queue"),
         type="zset",
         ttl="25 h",
         holds="pending downloads of an aggregation that wait for a host, by score as in `urgent`",
@@ -145,12 +149,13 @@ KEYS = (
         holds="aggregations with downloads that wait for a host, by turn",
     ),
     Key(
-        name="groups",
+        name="queues",
+        stored_as="groups",
         parameters=("kind",),
         type="zset",
-        owner="a member goes with its group",
+        owner="a member goes with its queue",
         holds=(
-            "groups with work; the score is the number of tasks that are pending or running, plus a"
+            "queues with work; the score is the number of tasks that are pending or running, plus a"
             " millionth for each that is running"
         ),
     ),
@@ -158,38 +163,38 @@ KEYS = (
         name="ready",
         parameters=("kind",),
         type="zset",
-        owner="a member goes when its group is leased from, full, paused or gone",
-        holds="groups that can run now, by turn; of callbacks those to proven destinations",
+        owner="a member goes when its queue is leased from, full, paused or gone",
+        holds="queues that can run now, by turn; of callbacks those to proven destinations",
     ),
     Key(
         name="unproven",
         type="zset",
-        owner="a member goes when its group is leased from, full, proven or gone",
-        holds="callback groups that can run now and are neither proven nor disproven, by turn",
+        owner="a member goes when its queue is leased from, full, proven or gone",
+        holds="callback queues that can run now and are neither proven nor disproven, by turn",
     ),
     Key(
         name="failing",
         type="zset",
-        owner="a member goes when its group is leased from, full, proven or gone",
-        holds="callback groups that can run now and are disproven, by turn; they are in `timers` too",
+        owner="a member goes when its queue is leased from, full, proven or gone",
+        holds="callback queues that can run now and are disproven, by turn; they are in `timers` too",
     ),
     Key(
         name="last_start",
-        parameters=("group",),
+        parameters=("queue",),
         type="string",
         ttl="1 / rate",
         holds="`started` of a callback destination with a rate whose record is gone",
     ),
     Key(
         name="proven",
-        parameters=("group",),
+        parameters=("queue",),
         type="string",
         ttl="10 min",
         holds="that a callback destination has taken a callback quickly lately",
     ),
     Key(
         name="disproven",
-        parameters=("group",),
+        parameters=("queue",),
         type="string",
         ttl="10 min",
         holds="that a callback to a destination has failed or taken long lately",
@@ -206,7 +211,7 @@ KEYS = (
         type="zset",
         ttl="24 h",
         holds=(
-            "groups of a token that have joined `<set>` (`download:ready` and the like), with their scores"
+            "queues of a token that have joined `<set>` (`download:ready` and the like), with their scores"
             " there; also some that have left it"
         ),
     ),
@@ -224,8 +229,8 @@ KEYS = (
         name="timers",
         parameters=("kind",),
         type="zset",
-        owner="a member goes when it is due, its group is full, paused or gone",
-        holds="groups that can run later, by the due time (ms) of their first task",
+        owner="a member goes when it is due, its queue is full, paused or gone",
+        holds="queues that can run later, by the due time (ms) of their first task",
     ),
     Key(
         name="idle",
@@ -264,7 +269,7 @@ KEYS = (
         type="zset",
         ttl="90 s",
         holds=(
-            "callback groups that can run now, left to the instances that can deliver the type; they are in"
+            "callback queues that can run now, left to the instances that can deliver the type; they are in"
             " `timers` too"
         ),
     ),
@@ -425,7 +430,7 @@ KEYS = (
         owner="not stored",
         holds=(
             "published with a job's id when it is cancelled while it runs; without a text when nobody is"
-            " idle, and a shard's first group becomes ready or its first timer earlier"
+            " idle, and a shard's first queue becomes ready or its first timer earlier"
         ),
     ),
     Key(
@@ -461,7 +466,7 @@ class Keys:
         key = _BY_NAME[name]
         if len(values) != len(key.parameters):
             raise ValueError(f"{name} takes {key.parameters}")
-        return self.base(shard) + ":".join(key.parts(name, values))
+        return self.base(shard) + ":".join(key.parts(values))
 
     def aggregation_shard(self, aggr_id: str) -> int:
         """The shard of an aggregation and of the aggregation's jobs; or of a shared file."""
@@ -475,6 +480,6 @@ def lua_key_functions() -> str:
     """Lua source: `key_<name>(parameters)` for each key, over the local `base`."""
     lines = []
     for key in KEYS:
-        parts = " .. ':' .. ".join(key.parts(f"'{key.name}'", key.parameters))
+        parts = " .. ':' .. ".join(key.parts(key.parameters, quote="'"))
         lines.append(f"local function key_{key.name}({', '.join(key.parameters)}) return base .. {parts} end")
     return "\n".join(lines) + "\n"

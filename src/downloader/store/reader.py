@@ -25,7 +25,7 @@ from downloader.store.values import (
     COUNTED_FAILURES,
     POINT_MS,
     POINTS,
-    SUMMED_GROUPS,
+    SUMMED_QUEUES,
     Backlog,
     JobView,
     Listed,
@@ -87,7 +87,7 @@ class StoreReader:
         """
         in_one_shard = aggr_id and which is not Listed.GROUP
         shards = [self._keys.aggregation_shard(aggr_id)] if in_one_shard else list(range(self._keys.shards))
-        call = {"which": which, "group": aggr_id, "count": count}
+        call = {"which": which, "name": aggr_id, "count": count}
         answer, next_cursor = await self._read_on("list", call, cursor, shards)
         jobs = codec.listed_jobs(answer["jobs"], matches, self._unseal)
         return JobPage(jobs=list(jobs), cursor=next_cursor)
@@ -125,7 +125,7 @@ class StoreReader:
 
     async def unfinished(self, aggr_id: str, count: int) -> tuple[Sequence[JobSpec], bool]:
         """At most `count` unfinished jobs of an aggregation, and whether there may be more."""
-        call = {"group": aggr_id, "count": count}
+        call = {"queue": aggr_id, "count": count}
         shard = self._keys.aggregation_shard(aggr_id)
         answer = codec.fields(await self._client.run("unfinished", shard, call))
         pairs = zip(answer["jobs"][::2], answer["jobs"][1::2], strict=True)
@@ -148,7 +148,7 @@ class StoreReader:
         """
 
         async def ask(shard: int) -> Mapping[str, float]:
-            key = self._keys.key(shard, "groups", Kind.DOWNLOAD)
+            key = self._keys.key(shard, "queues", Kind.DOWNLOAD)
             scores: dict[str, float] = {}  # an aggregation that moves in the order may be read twice, or not
             start, more = 0, True
             while more:
@@ -190,8 +190,8 @@ class StoreReader:
         for aggr_id in aggr_ids:
             by_shard[self._keys.aggregation_shard(aggr_id)].append(aggr_id)
         answers = [
-            codec.fields(await self._client.run("aggregations", shard, {"groups": groups}))
-            for shard, groups in by_shard.items()
+            codec.fields(await self._client.run("aggregations", shard, {"queues": names}))
+            for shard, names in by_shard.items()
         ]
         return [codec.aggregation(flat) for answer in answers for flat in answer["aggregations"]]
 
@@ -230,7 +230,7 @@ class StoreReader:
 
         The cost is bounded. Values of several shards are not from the same moment.
         """
-        call = {"groups": SUMMED_GROUPS, "destinations": destinations, "failures": COUNTED_FAILURES}
+        call = {"queues": SUMMED_QUEUES, "destinations": destinations, "failures": COUNTED_FAILURES}
         return codec.backlog(await self._client.run_on_all("backlog", call), destinations)
 
     async def history(self) -> Sequence[BacklogPoint]:

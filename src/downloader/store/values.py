@@ -15,8 +15,8 @@ from downloader.model import (
     Lease,
     Outcome,
     Verdict,
-    callback_group,
     callback_limit,
+    callback_queue,
 )
 from downloader.wire import AggregationLoad, FailedDestination, Task, WaitingDestination
 
@@ -109,7 +109,7 @@ class TokenShare(NamedTuple):
     """Most tasks that a lease call may give to a token."""
 
     before_last: int = 1_000_000
-    """After this many tasks, the token's groups give tasks only if no other group can."""
+    """After this many tasks, the token's queues give tasks only if no other queue can."""
     most: int = 1_000_000
     """Most tasks in all."""
     unproven: int = 1_000_000
@@ -124,9 +124,9 @@ class Shares:
     """Which tasks a lease call may give to an instance; depends on what the instance has in flight."""
 
     last: Sequence[str] = ()
-    """Groups that give tasks only if no other group can."""
+    """Queues that give tasks only if no other queue can."""
     never: Sequence[str] = ()
-    """Groups that give no tasks."""
+    """Queues that give no tasks."""
     token: TokenShare = _NO_BOUND
     """The share of a token that is not in `tokens`."""
     tokens: Mapping[str, TokenShare] = field(default_factory=dict)
@@ -140,7 +140,7 @@ class Shares:
 
     @property
     def leaves_out(self) -> bool:
-        """Whether tasks of some groups or tokens are left out, although the instance may have free slots."""
+        """Whether tasks of some queues or tokens are left out, although the instance may have free slots."""
         return bool(self.never) or any(min(share.most, share.unproven) < 1 for share in self.tokens.values())
 
 
@@ -163,7 +163,7 @@ ALL_SHARES = Shares()
 class CallbackPlan:
     """The callback of a finished download."""
 
-    group: str
+    queue: str
     limit: int
     token: str = ""
     """The token that the job came with."""
@@ -184,8 +184,8 @@ class CallbackPlan:
         kind, destination = spec.callback(success=success)
         if not kind:
             return None
-        group = callback_group(kind, destination)
-        return cls(group=group, limit=callback_limit(group, per_destination, own_limits), token=spec.token)
+        queue = callback_queue(kind, destination)
+        return cls(queue=queue, limit=callback_limit(queue, per_destination, own_limits), token=spec.token)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,8 +255,8 @@ class ReapBatch:
 COUNTED_FAILURES = 500
 """Failed callbacks that a `Backlog` counts by destination: less than a millisecond of the store's time."""
 
-SUMMED_GROUPS = 1000
-"""Groups that a `Backlog` sums up: a few tenths of a millisecond of the store's time."""
+SUMMED_QUEUES = 1000
+"""Queues that a `Backlog` sums up: a few tenths of a millisecond of the store's time."""
 
 
 POINT_MS = 300_000
@@ -301,8 +301,8 @@ class Waiting:
     """Waiting tasks of a kind."""
 
     pending: int
-    """Tasks of all groups, or of the `SUMMED_GROUPS` largest groups if there are more."""
-    groups: int
+    """Tasks of all queues, or of the `SUMMED_QUEUES` largest queues if there are more."""
+    queues: int
     """Aggregations or destinations with pending or running tasks."""
     next_ms: int | None
     """Unix time at which the next task that waits for a time is due; `None`: no task waits for a time."""

@@ -273,7 +273,7 @@ def callback_of_cancelled(spec: JobSpec, deps: ApiDeps) -> CallbackPlan | None:
     """The callback that reports the cancel of a job.
 
     Raises:
-        Refused: 409, the job is encrypted, and the callback's group depends on the destination.
+        Refused: 409, the job is encrypted, and the callback's queue depends on the destination.
     """
     plan = CallbackPlan.of(
         spec, success=False, per_destination=deps.callback_limit, own_limits=deps.own_limits

@@ -192,7 +192,7 @@ def gauge_values(
     waits_s = (backlog.now_ms - (backlog.oldest_due_ms or backlog.now_ms)) / 1000
     return {
         "downloader_pending": {kind: tasks.pending for kind, tasks in kinds.items()},
-        "downloader_groups": {kind: tasks.groups for kind, tasks in kinds.items()},
+        "downloader_groups": {kind: tasks.queues for kind, tasks in kinds.items()},
         "downloader_next_due_seconds": {
             kind: max(0, tasks.next_ms - backlog.now_ms) / 1000
             for kind, tasks in kinds.items()

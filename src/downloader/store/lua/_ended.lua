@@ -50,7 +50,7 @@ end
 
 local leave_job_group
 
--- After the end of a download: the callback becomes pending in the group `callback`, or ('' for no callback) the job is
+-- After the end of a download: the callback becomes pending in the queue `callback`, or ('' for no callback) the job is
 -- kept for `keep_ms`. The callback of a success has no record of its own before it is leased.
 local function conclude(id, item, keep_ms)
   local callback = item.callback
@@ -64,17 +64,17 @@ local function conclude(id, item, keep_ms)
     if item.record then end_job(id, item.record, keep_ms) else redis.call('ZADD', key_reap(), now + keep_ms, id) end
     return
   end
-  redis.call('HSETNX', key_group('callback', callback), 'limit', item.limit)
-  if item.token then redis.call('HSETNX', key_group('callback', callback), 'token', item.token) end
+  redis.call('HSETNX', key_queue_record('callback', callback), 'limit', item.limit)
+  if item.token then redis.call('HSETNX', key_queue_record('callback', callback), 'token', item.token) end
   if item.state ~= 'succeeded' then
     task_fields('callback', id, 'state')
     redis.call('HSET', key_task('callback', id), 'state', 'pending', 'due', now, 'group', callback)
   end
-  redis.call('ZADD', key_queue('callback', callback), now, id)
+  redis.call('ZADD', key_pending('callback', callback), now, id)
   touch('callback', callback)
 end
 
--- Groups of jobs that clients name, see `docs/design/groups.md`. (Elsewhere a group is an aggregation or destination.)
+-- Groups of jobs that clients name, see `docs/design/groups.md`.
 
 -- Deletes a group's record or members if the key has a wrong type.
 local function mend_job_group(name)

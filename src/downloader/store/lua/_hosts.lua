@@ -32,8 +32,8 @@ local function limits_of(host)
 end
 
 -- Changes the due time of a pending download.
-local function postpone(id, group, due)
-  enqueue('download', id, group, due, redis.call('HGET', key_task('download', id), 'priority'))
+local function postpone(id, queue, due)
+  enqueue('download', id, queue, due, redis.call('HGET', key_task('download', id), 'priority'))
 end
 
 -- Notes in a host's record the time of the planned start, so that only one start is planned for that time.
@@ -43,39 +43,39 @@ local function plan(record, from)
 end
 
 -- Adds an aggregation at the end of those that wait for a host.
-local function queue_up(waiting, group)
+local function queue_up(waiting, queue)
   local last = redis.call('ZRANGE', waiting, -1, -1, 'WITHSCORES')
-  redis.call('ZADD', waiting, 'NX', (tonumber(last[2]) or 0) + 1, group)
+  redis.call('ZADD', waiting, 'NX', (tonumber(last[2]) or 0) + 1, queue)
   redis.call('PEXPIRE', waiting, HOST_TTL_MS)
 end
 
 -- Makes the next parked download of a host due, at the time at which the host may be asked again. The host is not full.
 local function call_next(host)
   local waiting, record = key_waiting(host), key_host(host)
-  local groups = redis.call('ZRANGE', waiting, 0, CANDIDATES - 1)
-  if #groups == 0 then return end
+  local queues = redis.call('ZRANGE', waiting, 0, CANDIDATES - 1)
+  if #queues == 0 then return end
   local from = math.ceil(opens(unpack(redis.call('HMGET', record, unpack(GATE)))))
   if from > now and tonumber(redis.call('HGET', record, 'next') or '0') == from then return end
-  for _, group in ipairs(groups) do
-    local fields = redis.call('HMGET', key_group('download', group), 'limit', 'paused', unpack(GATE))
-    local running = redis.call('SCARD', key_running('download', group))
+  for _, queue in ipairs(queues) do
+    local fields = redis.call('HMGET', key_queue_record('download', queue), 'limit', 'paused', unpack(GATE))
+    local running = redis.call('SCARD', key_running('download', queue))
     if fields[2] ~= '1' and running < (tonumber(fields[1]) or 1) and opens(unpack(fields, 3)) <= math.max(now, from) then
-      local parked, queue = key_parked(host, group), key_queue('download', group)
+      local parked, tasks = key_parked(host, queue), key_pending('download', queue)
       local first
       repeat
         first = redis.call('ZPOPMIN', parked)
         -- A cancelled download is not in the queue any more.
-      until not first[1] or redis.call('ZSCORE', queue, first[1])
-      redis.call('ZREM', waiting, group)
-      if redis.call('EXISTS', parked) == 1 then queue_up(waiting, group) end
+      until not first[1] or redis.call('ZSCORE', tasks, first[1])
+      redis.call('ZREM', waiting, queue)
+      if redis.call('EXISTS', parked) == 1 then queue_up(waiting, queue) end
       if first[1] then
-        postpone(first[1], group, math.max(tonumber(first[2]) % LEVEL, from))
+        postpone(first[1], queue, math.max(tonumber(first[2]) % LEVEL, from))
         if from > now then plan(record, from) end
-        touch('download', group)
+        touch('download', queue)
         return
       end
     else
-      redis.call('ZREM', waiting, group)
+      redis.call('ZREM', waiting, queue)
     end
   end
 end
@@ -86,25 +86,25 @@ local function prolong_visit(host, id)
 end
 
 -- Gives up a download's place at its host, if any.
-local function leave_host(id, group, host)
+local function leave_host(id, queue, host)
   if not host then return end
   redis.call('ZREM', key_visits(host), id)
-  if redis.call('EXISTS', key_parked(host, group)) == 1 then queue_up(key_waiting(host), group) end
+  if redis.call('EXISTS', key_parked(host, queue)) == 1 then queue_up(key_waiting(host), queue) end
   call_next(host)
 end
 
 -- Frees slot and place of a cancelled download, when its work or its lease has ended.
-local function free_cancelled(id, group)
-  redis.call('ZREM', key_stopping(), id .. ' ' .. group)
-  redis.call('SREM', key_running('download', group), id)
-  leave_host(id, group, task_fields('download', id, 'host')[1])
-  touch('download', group)
+local function free_cancelled(id, queue)
+  redis.call('ZREM', key_stopping(), id .. ' ' .. queue)
+  redis.call('SREM', key_running('download', queue), id)
+  leave_host(id, queue, task_fields('download', id, 'host')[1])
+  touch('download', queue)
 end
 
 -- Gives a download, due since `due`, a place at its host, or parks it. Returns whether the download may start. If too
--- many downloads of the group are parked, also returns the time before which the group starts no task.
-local function enter_host(host, id, group, due, spec)
-  local limits, visits, record, parked = limits_of(host), key_visits(host), key_host(host), key_parked(host, group)
+-- many downloads of the queue are parked, also returns the time before which the queue starts no task.
+local function enter_host(host, id, queue, due, spec)
+  local limits, visits, record, parked = limits_of(host), key_visits(host), key_host(host), key_parked(host, queue)
   local gate = redis.call('HMGET', record, unpack(GATE))
   gate[2] = limits.rate or false
   gate[3] = math.max(limits.delay or 0, tonumber(redis.call('GET', key_crawl(host)) or '0'))
@@ -114,7 +114,7 @@ local function enter_host(host, id, group, due, spec)
   local free = not limits.limit or redis.call('ZCARD', visits) < limits.limit
   if free and from <= now then
     if redis.call('ZREM', parked, id) == 1 and redis.call('EXISTS', parked) == 0 then
-      redis.call('ZREM', key_waiting(host), group)
+      redis.call('ZREM', key_waiting(host), queue)
     end
     redis.call('ZADD', visits, now + call.lease_ms, id)
     if gap_of(gate[2], gate[3], gate[5]) > 0 then
@@ -128,7 +128,7 @@ local function enter_host(host, id, group, due, spec)
   if free and tonumber(redis.call('HGET', record, 'next') or '0') ~= from then
     plan(record, from)
     redis.call('ZREM', parked, id)
-    postpone(id, group, from)
+    postpone(id, queue, from)
     return false
   end
   local count = redis.call('ZCARD', parked)
@@ -143,8 +143,8 @@ local function enter_host(host, id, group, due, spec)
   redis.call('ZADD', parked, 'NX', (MAX_PRIORITY - priority) * LEVEL + due, id)
   -- Only the first download of an aggregation tries again soon, so that hundreds of full hosts cost little.
   if redis.call('ZRANK', parked, id) > 0 then again = ASK_AGAIN_MAX_MS + ASK_AGAIN_STEP_MS * count end
-  queue_up(key_waiting(host), group)
+  queue_up(key_waiting(host), queue)
   redis.call('PEXPIRE', parked, HOST_TTL_MS)
-  postpone(id, group, math.max(now, from) + again)
+  postpone(id, queue, math.max(now, from) + again)
   return false
 end

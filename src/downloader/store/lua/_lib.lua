@@ -12,21 +12,21 @@
 -- are declared here, and `begin` sets each of them. All other variables in these files are constants or functions.
 local arguments, call, now
 
--- Reasons for `place_touched` to wake instances. By kind and type of callback: a group that has become runnable, and the
--- earliest new timer. `first`: the kinds with a new first group or a new earliest timer.
+-- Reasons for `place_touched` to wake instances. By kind and type of callback: a queue that has become runnable, and the
+-- earliest new timer. `first`: the kinds with a new first queue or a new earliest timer.
 local joined, earlier, first
 
--- Groups with a change of queue, slots or limit in this call, in the order of the first change. A batch often changes
--- a group many times, but `place` is called once per group.
+-- Queues with a change of tasks, slots or limit in this call, in the order of the first change. A batch often changes
+-- a queue many times, but `place` is called once per queue.
 local touched, touched_order
 
 -- Whether tokens take turns, and the sets for which `note_turns` was called.
 local tokens_in_use, turns_noted
 
--- The result of `present_types`; by type, a group that this call has set aside.
+-- The result of `present_types`; by type, a queue that this call has set aside.
 local present, set_aside
 
--- The sets of groups that can run now. Separate sets let an instance bound the slots that callback destinations take
+-- The sets of queues that can run now. Separate sets let an instance bound the slots that callback destinations take
 -- together if they have not answered quickly lately, and those among them that have failed.
 local ready_sets
 
@@ -86,43 +86,43 @@ local function add_to(kind, id, name, amount)
   return amount
 end
 
--- The type of a group of callbacks; '' for downloads.
-local function type_of(kind, group)
-  return kind == 'callback' and string.match(group, '^%S*') or ''
+-- The type of a queue of callbacks; '' for downloads.
+local function type_of(kind, queue)
+  return kind == 'callback' and string.match(queue, '^%S*') or ''
 end
 
 -- How long the last answer of a callback destination counts.
 local ANSWER_COUNTS_MS = 600 * 1000
 
--- The set for a group that can run now.
-local function ready_set(kind, group)
-  if kind == 'download' or redis.call('EXISTS', key_proven(group)) == 1 then return key_ready(kind) end
-  return redis.call('EXISTS', key_disproven(group)) == 1 and key_failing() or key_unproven()
+-- The set for a queue that can run now.
+local function ready_set(kind, queue)
+  if kind == 'download' or redis.call('EXISTS', key_proven(queue)) == 1 then return key_ready(kind) end
+  return redis.call('EXISTS', key_disproven(queue)) == 1 and key_failing() or key_unproven()
 end
 
--- Removes a group from the sets of groups that can run now, except from `kept`.
-local function leave_ready(kind, group, kept)
+-- Removes a queue from the sets of queues that can run now, except from `kept`.
+local function leave_ready(kind, queue, kept)
   for _, set in ipairs(ready_sets[kind]) do
-    if set ~= kept then redis.call('ZREM', set, group) end
+    if set ~= kept then redis.call('ZREM', set, queue) end
   end
 end
 
 -- Notes how a destination has answered a callback. The marks need not be deleted when the other one is set: `proven` is
 -- examined first, and a mark that was set earlier ends earlier.
-local function note_answer(group, taken, slow)
+local function note_answer(queue, taken, slow)
   if taken and not slow then
-    redis.call('SET', key_proven(group), '1', 'PX', ANSWER_COUNTS_MS)
+    redis.call('SET', key_proven(queue), '1', 'PX', ANSWER_COUNTS_MS)
     return
   end
-  redis.call('SET', key_disproven(group), '1', 'PX', ANSWER_COUNTS_MS)
+  redis.call('SET', key_disproven(queue), '1', 'PX', ANSWER_COUNTS_MS)
   -- A quick refusal takes a slot for a moment only, so it does not count against a destination that has answered.
-  if slow then redis.call('DEL', key_proven(group)) end
+  if slow then redis.call('DEL', key_proven(queue)) end
 end
 
 -- How long turns of tokens are kept after the last change.
 local TURNS_MS = 24 * 3600 * 1000
 
--- Most stale entries of `turns` (the group has left the set) that one search drops.
+-- Most stale entries of `turns` (the queue has left the set) that one search drops.
 local MOST_STALE = 100
 
 -- Whether jobs with a token were submitted lately. Then tokens take turns, see `docs/design/tenants.md`.
@@ -142,9 +142,9 @@ local function key_turns_in(set, token)
   return key_turns(string.sub(set, #base + 1), token)
 end
 
--- The first (place 0) or last (-1) group of a token in a set, and its score; nil if there is none. If too many entries
+-- The first (place 0) or last (-1) queue of a token in a set, and its score; nil if there is none. If too many entries
 -- had to be dropped, nil and the score of the last one dropped.
-local function group_of_token(set, token, place)
+local function queue_of_token(set, token, place)
   local turns, seen = key_turns_in(set, token), nil
   for _ = 1, MOST_STALE do
     local entry = redis.call('ZRANGE', turns, place, place, 'WITHSCORES')
@@ -156,17 +156,17 @@ local function group_of_token(set, token, place)
   return nil, seen
 end
 
--- Notes 16 groups at each end of a set in `turns`: an earlier version adds groups at the end without noting them, and the
--- entries of the first groups may have expired.
+-- Notes 16 queues at each end of a set in `turns`: an earlier version adds queues at the end without noting them, and the
+-- entries of the first queues may have expired.
 local function note_turns(kind, set)
   if turns_noted[set] then return end
   turns_noted[set] = true
   for _, from in ipairs({0, -16}) do
-    local groups = redis.call('ZRANGE', set, from, from + 15, 'WITHSCORES')
-    for i = 1, #groups, 2 do
-      local token = redis.call('HGET', key_group(kind, groups[i]), 'token') or ''
+    local queues = redis.call('ZRANGE', set, from, from + 15, 'WITHSCORES')
+    for i = 1, #queues, 2 do
+      local token = redis.call('HGET', key_queue_record(kind, queues[i]), 'token') or ''
       local turns = key_turns_in(set, token)
-      if redis.call('ZADD', turns, groups[i + 1], groups[i]) == 1 then
+      if redis.call('ZADD', turns, queues[i + 1], queues[i]) == 1 then
         redis.call('PEXPIRE', turns, TURNS_MS)
         note_token(token)
       end
@@ -174,41 +174,41 @@ local function note_turns(kind, set)
   end
 end
 
--- The score with which a group joins a set whose highest score is `last`: behind all groups, or, if tokens take turns,
--- behind the groups of its own token, but not first.
-local function turn_of(set, kind, group, last)
+-- The score with which a queue joins a set whose highest score is `last`: behind all queues, or, if tokens take turns,
+-- behind the queues of its own token, but not first.
+local function turn_of(set, kind, queue, last)
   if not tokens_take_turns() then return last + 1 end
-  local token = redis.call('HGET', key_group(kind, group), 'token') or ''
+  local token = redis.call('HGET', key_queue_record(kind, queue), 'token') or ''
   local turns = key_turns_in(set, token)
   local first = redis.call('ZRANGE', set, 0, 0, 'WITHSCORES')[2] or '0'
   redis.call('ZREMRANGEBYSCORE', turns, '-inf', '(' .. first)
-  local _, own = group_of_token(set, token, -1)
+  local _, own = queue_of_token(set, token, -1)
   local score = math.max(tonumber(first), own or 0) + 1
-  redis.call('ZADD', turns, score, group)
+  redis.call('ZADD', turns, score, queue)
   redis.call('PEXPIRE', turns, TURNS_MS)
   redis.call('PEXPIRE', key_tokens(), TURNS_MS)
   return score
 end
 
--- Groups in `failing` or `aside` can also be found by their timer, after one to two times as long.
+-- Queues in `failing` or `aside` can also be found by their timer, after one to two times as long.
 local ASIDE_MS = 30000
 
--- Gives a group that can run a timer too: earlier versions do not know `failing`, and those that can deliver to a group
+-- Gives a queue that can run a timer too: earlier versions do not know `failing`, and those that can deliver to a queue
 -- in `aside` may be gone. Many of these timers fall together.
-local function time_again(kind, group)
-  redis.call('ZADD', key_timers(kind), (math.floor(now / ASIDE_MS) + 2) * ASIDE_MS, group)
+local function time_again(kind, queue)
+  redis.call('ZADD', key_timers(kind), (math.floor(now / ASIDE_MS) + 2) * ASIDE_MS, queue)
 end
 
--- Adds a group at its place in its set; a group that is in the set keeps its place.
-local function join_ready(kind, group)
-  local set = ready_set(kind, group)
-  if set == key_failing() then time_again(kind, group) end
-  if redis.call('ZSCORE', set, group) then return end
-  leave_ready(kind, group, set)
+-- Adds a queue at its place in its set; a queue that is in the set keeps its place.
+local function join_ready(kind, queue)
+  local set = ready_set(kind, queue)
+  if set == key_failing() then time_again(kind, queue) end
+  if redis.call('ZSCORE', set, queue) then return end
+  leave_ready(kind, queue, set)
   local last = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')[2]
-  redis.call('ZADD', set, turn_of(set, kind, group, tonumber(last or '0')), group)
+  redis.call('ZADD', set, turn_of(set, kind, queue, tonumber(last or '0')), queue)
   if not last then first[kind] = true end
-  joined[kind][type_of(kind, group)] = group
+  joined[kind][type_of(kind, queue)] = queue
 end
 
 -- Upper bound of the time between two starts that follows from a rate.
@@ -217,7 +217,7 @@ local MAX_GAP_MS = 24 * 3600 * 1000
 -- A start that is late by at most this time counts as punctual, so that late calls of instances do not lower the rate.
 local CATCH_UP_MS = 1000
 
--- Fields of a group's record that decide when the next task may start: after the cooldown, and a gap after `started`.
+-- Fields of a queue's record that decide when the next task may start: after the cooldown, and a gap after `started`.
 local GATE = {'cooling', 'rate', 'delay', 'started', 'pace'}
 
 -- The gap: least ms between two starts, perhaps with a fraction.
@@ -231,7 +231,7 @@ end
 -- The longest cooldown, also after many doublings; `fetch.retry` has the same bound for a cooldown from an origin.
 local MAX_COOLDOWN_MS = 3600 * 1000
 
--- The time (ms, perhaps with a fraction) before which a group starts no task, from the values of GATE. A value too far in
+-- The time (ms, perhaps with a fraction) before which a queue starts no task, from the values of GATE. A value too far in
 -- the future is ignored: it can only come from a server clock that was set back.
 local function opens(cooling, rate, delay, started, pace)
   local cools, last = tonumber(cooling or nil) or 0, tonumber(started or nil)
@@ -251,7 +251,7 @@ local function note_start(record, due, spec, cooling, rate, delay, started, pace
     unpack(pace and {'pace', pace_with_start(pace, now)} or {}))
 end
 
--- The pace of a group or host for its display, from the values of GATE; '' if there is none below its rate.
+-- The pace of a queue or host for its display, from the values of GATE; '' if there is none below its rate.
 local function pace_shown(cooling, rate, delay, started, pace)
   local per_s = pace and pace_at(pace, now)
   return per_s and per_s < (tonumber(rate or nil) or math.huge) and string.format('%.3g', per_s) or ''
@@ -262,30 +262,30 @@ end
 -- scores exactly.
 local MAX_PRIORITY, LEVEL = 9, 3e14
 
--- Adds a pending task to its group's queue.
-local function enqueue(kind, id, group, due, priority)
-  redis.call('ZADD', key_queue(kind, group), due, id)
+-- Adds a pending task to its queue.
+local function enqueue(kind, id, queue, due, priority)
+  redis.call('ZADD', key_pending(kind, queue), due, id)
   priority = tonumber(priority or nil)
-  if priority then redis.call('ZADD', key_urgent(group), (MAX_PRIORITY - priority) * LEVEL + due, id) end
+  if priority then redis.call('ZADD', key_urgent(queue), (MAX_PRIORITY - priority) * LEVEL + due, id) end
 end
 
--- The next task of a group: the first due task of the highest priority, or the first task if none is due. Returns the
+-- The next task of a queue: the first due task of the highest priority, or the first task if none is due. Returns the
 -- id, the due time, and whether the task has a priority; nil for an empty queue. `head` is the first task of the queue
 -- with its due time.
-local function next_task(kind, group, head)
+local function next_task(kind, queue, head)
   local due = tonumber(head[2])
   if not due then return nil end
   local from = due <= now and kind == 'download' and 0
   while from do
-    local first = redis.call('ZRANGEBYSCORE', key_urgent(group), from, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    local first = redis.call('ZRANGEBYSCORE', key_urgent(queue), from, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
     if not first[1] then break end
     local score = tonumber(first[2])
     local noted = score % LEVEL
-    local queued = tonumber(redis.call('ZSCORE', key_queue(kind, group), first[1]) or nil)
+    local queued = tonumber(redis.call('ZSCORE', key_pending(kind, queue), first[1]) or nil)
     if queued ~= noted then
       -- A version of the service without priorities has leased the task, and perhaps made it pending again.
-      redis.call('ZREM', key_urgent(group), first[1])
-      if queued then redis.call('ZADD', key_urgent(group), score - noted + queued, first[1]) end
+      redis.call('ZREM', key_urgent(queue), first[1])
+      if queued then redis.call('ZADD', key_urgent(queue), score - noted + queued, first[1]) end
     elseif noted <= now then
       return first[1], noted, true
     else
@@ -301,7 +301,7 @@ local ADJUSTABLE = {'limit', 'rate', 'delay'}
 
 -- Keeps the record of an aggregation without tasks if an operator has set a value, but removes the values from its jobs.
 -- Returns whether the record was kept.
-local function keep_adjusted(record, group)
+local function keep_adjusted(record, queue)
   local kept, theirs = redis.call('HGET', record, 'paused') == '1', {'proxy', 'token', 'counted'}
   for _, name in ipairs(ADJUSTABLE) do
     local asked = 'asked_' .. name
@@ -315,7 +315,7 @@ local function keep_adjusted(record, group)
   if kept then
     redis.call('HDEL', record, unpack(theirs))
     redis.call('PERSIST', record)
-    redis.call('ZADD', key_groups('download'), 0, group)
+    redis.call('ZADD', key_queues('download'), 0, queue)
   end
   return kept
 end
@@ -359,21 +359,21 @@ end
 -- How long the pace of an aggregation without tasks is kept. By then it has reached nearly any rate.
 local PACE_KEPT_MS = 2 * 3600 * 1000
 
--- Deletes the record of a group without tasks, except for an operator's values, a cooldown, the last start and the pace:
+-- Deletes the record of a queue without tasks, except for an operator's values, a cooldown, the last start and the pace:
 -- they also bound jobs that are submitted one after the other.
-local function forget(kind, group)
-  local record, ends = key_group(kind, group), 0
+local function forget(kind, queue)
+  local record, ends = key_queue_record(kind, queue), 0
   if kind == 'download' then
-    redis.call('DEL', key_urgent(group))
+    redis.call('DEL', key_urgent(queue))
     local fields = redis.call('HMGET', record, 'token', 'counted', unpack(GATE))
     if fields[2] then count_usage(fields[1], {aggregations = -1}) end
-    if keep_adjusted(record, group) then return end
+    if keep_adjusted(record, queue) then return end
     ends = opens(unpack(fields, 3))
     if pace_shown(unpack(fields, 3)) ~= '' then ends = math.max(ends, now + PACE_KEPT_MS) end
   elseif call.rated then
     local gate = redis.call('HMGET', record, unpack(GATE))
     local left = opens(unpack(gate)) - now
-    if left > 0 then redis.call('SET', key_last_start(group), gate[4], 'PX', math.ceil(left)) end
+    if left > 0 then redis.call('SET', key_last_start(queue), gate[4], 'PX', math.ceil(left)) end
   end
   if ends > now then
     redis.call('HDEL', record, 'limit', 'proxy', 'rate', 'delay', 'token', 'counted')
@@ -381,57 +381,57 @@ local function forget(kind, group)
   else
     redis.call('DEL', record)
   end
-  redis.call('ZREM', key_groups(kind), group)
+  redis.call('ZREM', key_queues(kind), queue)
 end
 
--- Puts a group into `ready` or `unproven` if a task can run now, into `timers` if a task can run later, into none of them
--- if the group is full, paused or has no pending task. Deletes a group without tasks.
-local function place(kind, group)
-  local queue = key_queue(kind, group)
-  local pending = redis.call('ZCARD', queue)
-  local running = redis.call('SCARD', key_running(kind, group))
+-- Puts a queue into `ready` or `unproven` if a task can run now, into `timers` if a task can run later, into none of them
+-- if the queue is full, paused or has no pending task. Deletes a queue without tasks.
+local function place(kind, queue)
+  local tasks = key_pending(kind, queue)
+  local pending = redis.call('ZCARD', tasks)
+  local running = redis.call('SCARD', key_running(kind, queue))
   local timers = key_timers(kind)
   if pending == 0 and running == 0 then
-    forget(kind, group)
-    leave_ready(kind, group)
-    redis.call('ZREM', timers, group)
+    forget(kind, queue)
+    leave_ready(kind, queue)
+    redis.call('ZREM', timers, queue)
     return
   end
   -- The number of tasks, and behind the decimal point the number of running ones, so that `busiest` needs no other key.
-  redis.call('ZADD', key_groups(kind), pending + running + math.min(running, 999999) / 1000000, group)
-  local record = redis.call('HMGET', key_group(kind, group), 'limit', 'paused', unpack(GATE))
+  redis.call('ZADD', key_queues(kind), pending + running + math.min(running, 999999) / 1000000, queue)
+  local record = redis.call('HMGET', key_queue_record(kind, queue), 'limit', 'paused', unpack(GATE))
   if pending == 0 or record[2] == '1' or running >= (tonumber(record[1]) or 1) then
-    leave_ready(kind, group)
-    redis.call('ZREM', timers, group)
+    leave_ready(kind, queue)
+    redis.call('ZREM', timers, queue)
     return
   end
-  local due = tonumber(redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')[2])
+  local due = tonumber(redis.call('ZRANGE', tasks, 0, 0, 'WITHSCORES')[2])
   due = math.ceil(math.max(due, opens(unpack(record, 3))))
   if due <= now then
-    redis.call('ZREM', timers, group)
-    join_ready(kind, group)
+    redis.call('ZREM', timers, queue)
+    join_ready(kind, queue)
   else
-    leave_ready(kind, group)
+    leave_ready(kind, queue)
     local next_due = tonumber(redis.call('ZRANGE', timers, 0, 0, 'WITHSCORES')[2] or math.huge)
-    redis.call('ZADD', timers, due, group)
+    redis.call('ZADD', timers, due, queue)
     if due < next_due then first[kind] = true end
     -- Of callbacks each type may have a first timer.
     if due < next_due or kind == 'callback' then
-      local type = type_of(kind, group)
+      local type = type_of(kind, queue)
       local timer = earlier[kind][type]
-      if not timer or due < timer.due then earlier[kind][type] = {due = due, group = group} end
+      if not timer or due < timer.due then earlier[kind][type] = {due = due, queue = queue} end
     end
   end
 end
 
 -- Describes an aggregation, as names and values; nil for one without work. `asked` has the values from the jobs for the
 -- fields that an operator has set; '' stands for no value.
-local function describe_aggregation(group)
-  local score = redis.call('ZSCORE', key_groups('download'), group)
+local function describe_aggregation(queue)
+  local score = redis.call('ZSCORE', key_queues('download'), queue)
   if not score then return nil end
-  local record = key_group('download', group)
+  local record = key_queue_record('download', queue)
   local fields = redis.call('HMGET', record, 'proxy', 'paused', 'why', unpack(GATE))
-  local first = redis.call('ZRANGE', key_queue('download', group), 0, 0, 'WITHSCORES')[2]
+  local first = redis.call('ZRANGE', key_pending('download', queue), 0, 0, 'WITHSCORES')[2]
   local cools = tonumber(fields[4] or '0') > now
   local waits = first and fields[2] ~= '1'
   local values, asked = {}, {}
@@ -441,7 +441,7 @@ local function describe_aggregation(group)
     if pair[2] then asked[#asked + 1], asked[#asked + 2] = name, pair[2] end
   end
   return {
-    'name', group, 'score', score, 'proxy', fields[1] or '', 'paused', fields[2] == '1' and '1' or '',
+    'name', queue, 'score', score, 'proxy', fields[1] or '', 'paused', fields[2] == '1' and '1' or '',
     'cooling', cools and fields[4] or '', 'why', cools and fields[3] or '', 'pace', pace_shown(unpack(fields, 4)),
     'due', waits and string.format('%.0f', math.ceil(math.max(tonumber(first), opens(unpack(fields, 4))))) or '',
     'values', values, 'asked', asked,
@@ -460,38 +460,38 @@ end
 
 -- Whether a task is leased to an owner with a generation (a string): 'held' if so; 'repeated' if this lease has settled
 -- the task already, and the caller missed the answer; 'cancelled' if a client has cancelled the download meanwhile; else
--- 'lost'. Also returns the task's group and, if the task has a place at a host, the host.
+-- 'lost'. Also returns the task's queue and, if the task has a place at a host, the host.
 local function claim(kind, id, owner, generation)
   local task = task_fields(kind, id, 'state', 'owner', 'generation', 'settled', 'group', 'host')
-  local group, host = task[5], task[6]
-  if group and task[2] == owner and task[3] == generation then
-    if task[1] == 'running' then return 'held', group, host end
-    if task[1] == 'cancelled' then return 'cancelled', group, host end
+  local queue, host = task[5], task[6]
+  if queue and task[2] == owner and task[3] == generation then
+    if task[1] == 'running' then return 'held', queue, host end
+    if task[1] == 'cancelled' then return 'cancelled', queue, host end
   end
   -- Earlier versions note the generation alone.
-  if task[4] == settled_by(owner, generation) or task[4] == generation then return 'repeated', group, host end
+  if task[4] == settled_by(owner, generation) or task[4] == generation then return 'repeated', queue, host end
   if not task[1] then
     local marks = string.match(redis.call('HGET', key_ended(), id) or '', '^[^\n]*')
     local mark = kind == 'download' and string.sub(marks, 1, 4) or string.sub(marks, 5)
     if mark == mark_of(settled_by(owner, generation)) then return 'repeated' end
   end
-  return 'lost', group, host
+  return 'lost', queue, host
 end
 
 -- Answers to an owner, by the result of `claim`.
 local ANSWERS = {held = 'done', repeated = 'done', cancelled = 'cancelled', lost = 'lease_lost'}
 
 -- Gives up the task's lease and slot.
-local function leave(kind, id, group)
+local function leave(kind, id, queue)
   redis.call('ZREM', key_leases(kind), id)
-  redis.call('SREM', key_running(kind, group), id)
+  redis.call('SREM', key_running(kind, queue), id)
 end
 
 -- Makes a task without a lease pending again, due at `due`.
-local function requeue(kind, id, group, due)
+local function requeue(kind, id, queue, due)
   redis.call('HSET', key_task(kind, id), 'state', 'pending', 'due', due)
   redis.call('HDEL', key_task(kind, id), 'owner')
-  enqueue(kind, id, group, due, kind == 'download' and redis.call('HGET', key_task(kind, id), 'priority'))
+  enqueue(kind, id, queue, due, kind == 'download' and redis.call('HGET', key_task(kind, id), 'priority'))
 end
 
 -- After the death of this many workers during a task, the task is suspected to be the cause.
@@ -506,7 +506,7 @@ end
 -- How long a host's record is kept: longer than any cooldown and any gap.
 local HOST_TTL_MS = MAX_GAP_MS + 3600 * 1000
 
--- Begins a cooldown in the record of a group or host. `began`: when the download that was throttled began. `had`: how many
+-- Begins a cooldown in the record of a queue or host. `began`: when the download that was throttled began. `had`: how many
 -- downloads per second the reporting instance has started there, and how many it runs; absent: the pace stays as it is.
 -- `running`: how many run there in the fleet, in which those of other instances are assumed to start as often.
 local function begin_cooldown(record, began, item, had, running)
@@ -531,11 +531,12 @@ end
 -- If the origin gave no length, the length doubles with each successive cooldown. A cooldown is successive if the time
 -- since the end of the last one is shorter than the last one was. A download that began before the last cooldown belongs
 -- to that cooldown and does not count again.
-local function cool_down(id, group, host, item)
+local function cool_down(id, queue, host, item)
   if not item.cool_ms then return end
   local began = tonumber(redis.call('HGET', key_task('download', id), 'started') or nil) or now
   -- The download itself has left already.
-  begin_cooldown(key_group('download', group), began, item, item.had, redis.call('SCARD', key_running('download', group)) + 1)
+  local running = redis.call('SCARD', key_running('download', queue)) + 1
+  begin_cooldown(key_queue_record('download', queue), began, item, item.had, running)
   if host and item.host_too ~= false then
     begin_cooldown(key_host(host), began, item, item.host_had, redis.call('ZCARD', key_visits(host)))
     redis.call('PEXPIRE', key_host(host), HOST_TTL_MS)
@@ -573,9 +574,9 @@ local function remember(kind, id, text)
   redis.call('HSET', task, 'log', table.concat(lines, '\n'))
 end
 
-local function touch(kind, group)
-  local name = kind .. ' ' .. group
+local function touch(kind, queue)
+  local name = kind .. ' ' .. queue
   if touched[name] then return end
   touched[name] = true
-  touched_order[#touched_order + 1] = {kind, group}
+  touched_order[#touched_order + 1] = {kind, queue}
 end

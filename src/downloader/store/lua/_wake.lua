@@ -20,8 +20,8 @@ local TYPES_MS = 60000
 
 local ALL_TYPES = '*'
 
-local function can_deliver(types, group)
-  return types == ALL_TYPES or string.find(types, ',' .. type_of('callback', group) .. ',', 1, true) ~= nil
+local function can_deliver(types, queue)
+  return types == ALL_TYPES or string.find(types, ',' .. type_of('callback', queue) .. ',', 1, true) ~= nil
 end
 
 -- The types of all instances that have made a lease call lately.
@@ -41,12 +41,12 @@ local function present_types(kind)
   return present
 end
 
--- The present types that can deliver to a group, and true. If there are none, all present types, and false: any instance
+-- The present types that can deliver to a queue, and true. If there are none, all present types, and false: any instance
 -- may lease the callback, and hands it back.
-local function types_for(kind, group)
+local function types_for(kind, queue)
   local all, able = present_types(kind), {}
   for _, types in ipairs(all) do
-    if can_deliver(types, group) then able[#able + 1] = types end
+    if can_deliver(types, queue) then able[#able + 1] = types end
   end
   if able[1] then return able, true end
   return all, false
@@ -62,10 +62,10 @@ local function note_types(kind, types)
   end
 end
 
--- Whether an instance with these types must leave a group to instances that can deliver to it.
-local function is_for_others(kind, types, group)
-  if can_deliver(types, group) then return false end
-  local _, some = types_for(kind, group)
+-- Whether an instance with these types must leave a queue to instances that can deliver to it.
+local function is_for_others(kind, types, queue)
+  if can_deliver(types, queue) then return false end
+  local _, some = types_for(kind, queue)
   return some
 end
 
@@ -171,28 +171,28 @@ local function first_timer(kind, types)
   end
 end
 
--- The types that can deliver to the first runnable group; nil if no group can run.
+-- The types that can deliver to the first runnable queue; nil if no queue can run.
 local function types_for_next(kind)
   for _, set in ipairs(ready_sets[kind]) do
-    local group = redis.call('ZRANGE', set, 0, 0)[1]
-    if group then return (types_for(kind, group)) end
+    local queue = redis.call('ZRANGE', set, 0, 0)[1]
+    if queue then return (types_for(kind, queue)) end
   end
 end
 
--- Leaves a runnable group to the instances that can deliver to it, which find it in `aside`. If they are gone, the
--- group's timer makes it runnable for every instance later.
-local function leave_to_others(kind, group)
-  leave_ready(kind, group)
-  time_again(kind, group)
-  local type = type_of(kind, group)
-  redis.call('ZADD', key_aside(type), 'NX', now, group)
+-- Leaves a runnable queue to the instances that can deliver to it, which find it in `aside`. If they are gone, the
+-- queue's timer makes it runnable for every instance later.
+local function leave_to_others(kind, queue)
+  leave_ready(kind, queue)
+  time_again(kind, queue)
+  local type = type_of(kind, queue)
+  redis.call('ZADD', key_aside(type), 'NX', now, queue)
   redis.call('PEXPIRE', key_aside(type), 3 * ASIDE_MS)
-  set_aside[type] = group
+  set_aside[type] = queue
 end
 
--- Wakes an instance for each type with a group that was set aside.
+-- Wakes an instance for each type with a queue that was set aside.
 local function wake_others(kind)
-  for _, group in pairs(set_aside) do wake_one(kind, types_for(kind, group), '+inf') end
+  for _, queue in pairs(set_aside) do wake_one(kind, types_for(kind, queue), '+inf') end
 end
 
 -- Passes the duties of an instance that leases nothing for now to other instances.
@@ -256,19 +256,19 @@ local function is_anybody_idle(kind)
   return false
 end
 
--- Called last by every script that touches groups, except `lease`.
+-- Called last by every script that touches queues, except `lease`.
 local function place_touched()
-  for _, group in ipairs(touched_order) do place(group[1], group[2]) end
+  for _, queue in ipairs(touched_order) do place(queue[1], queue[2]) end
   local told = {}
-  for kind, groups in pairs(joined) do
-    for _, group in pairs(groups) do
-      local able = types_for(kind, group)
+  for kind, queues in pairs(joined) do
+    for _, queue in pairs(queues) do
+      local able = types_for(kind, queue)
       told[kind] = is_own_next(kind, able) or wake_one(kind, able, '+inf') or told[kind]
     end
   end
-  for kind, groups in pairs(earlier) do
-    for _, timer in pairs(groups) do
-      for _, types in ipairs(types_for(kind, timer.group)) do
+  for kind, queues in pairs(earlier) do
+    for _, timer in pairs(queues) do
+      for _, types in ipairs(types_for(kind, timer.queue)) do
         told[kind] = wait_for_timer(kind, types, timer.due) or told[kind]
       end
     end

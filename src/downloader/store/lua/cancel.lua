@@ -1,8 +1,8 @@
 -- cancel: downloads that are not over end because a client asked for it, and their callbacks become pending.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {error, keep_ms: how long a job without a callback is kept}, then per job {id, group: its aggregation,
---         callback: its group or '', limit: of that group, token: of the job, absent: none,
+-- ARGV    1 {error, keep_ms: how long a job without a callback is kept}, then per job {id, queue: its aggregation,
+--         callback: its queue or '', limit: of that queue, token: of the job, absent: none,
 --         counted: the token if the job counts against its quota, job_group: of the job, absent: none,
 --         record: see `end_job`, of a job without a callback}
 -- from    download pending | running
@@ -19,7 +19,7 @@ local function is_cancelled(ended)
 end
 
 local function cancel(item)
-  local id, group, keep_ms = item.id, item.group, call.keep_ms
+  local id, queue, keep_ms = item.id, item.queue, call.keep_ms
   if redis.call('EXISTS', key_job(id)) == 0 then
     local ended = redis.call('HGET', key_ended(), id)
     return ended and (is_cancelled(ended) and 'done' or 'conflict') or 'unknown'
@@ -31,14 +31,14 @@ local function cancel(item)
   if state == 'cancelled' then return 'done' end
 
   if state == 'pending' then
-    redis.call('ZREM', key_queue('download', group), id)
-    redis.call('ZREM', key_urgent(group), id)
+    redis.call('ZREM', key_pending('download', queue), id)
+    redis.call('ZREM', key_urgent(queue), id)
   elseif state == 'running' then
     -- A job that was damaged does not name its aggregation, and the slot must become free.
-    group = held or group
+    queue = held or queue
     local ends = redis.call('ZSCORE', key_leases('download'), id) or now
     redis.call('ZREM', key_leases('download'), id)
-    redis.call('ZADD', key_stopping(), ends, id .. ' ' .. group)
+    redis.call('ZADD', key_stopping(), ends, id .. ' ' .. queue)
     -- The holder needs the records to free the slot and to delete the file.
     item.record = nil
     keep_ms = math.max(keep_ms, 2 * (ends - now))
@@ -46,11 +46,11 @@ local function cancel(item)
   else
     return 'conflict'
   end
-  redis.call('HSET', task, 'state', 'cancelled', 'group', group, 'finished', now, 'error', call.error,
+  redis.call('HSET', task, 'state', 'cancelled', 'group', queue, 'finished', now, 'error', call.error,
     'code', 'cancelled', 'status', '0')
   redis.call('HDEL', task, 'due')
   remember('download', id, call.error)
-  touch('download', group)
+  touch('download', queue)
   conclude(id, item, keep_ms)
   return 'done'
 end

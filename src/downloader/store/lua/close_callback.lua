@@ -2,7 +2,7 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner, rated: whether some destinations have a rate, absent: none}, then per result {id, generation,
---         state, error, keep_ms: how long the job is kept, limit: of the group, slow: whether the destination took long,
+--         state, error, keep_ms: how long the job is kept, limit: of the queue, slow: whether the destination took long,
 --         absent: it did not, record: see `end_job`, for a success of the callback, if the download has succeeded or was
 --         cancelled, job_group: of the job, absent: none}
 -- from    callback running, this owner and generation
@@ -12,9 +12,9 @@
 
 local answers = {}
 for item in items() do
-  local holder, group = claim('callback', item.id, call.owner, item.generation)
+  local holder, queue = claim('callback', item.id, call.owner, item.generation)
   if holder == 'held' then
-    leave('callback', item.id, group)
+    leave('callback', item.id, queue)
     -- An earlier version's `retry` did not remove the job.
     if item.state == 'succeeded' then redis.call('ZREM', key_failed(), item.id) end
     local task = key_task('callback', item.id)
@@ -25,13 +25,13 @@ for item in items() do
     if item.error ~= '' then remember('callback', item.id, item.error) end
     if item.state == 'succeeded' then
       -- A success restores the limit, which a failure has set to 1.
-      redis.call('HSET', key_group('callback', group), 'limit', item.limit)
+      redis.call('HSET', key_queue_record('callback', queue), 'limit', item.limit)
     else
       redis.call('ZADD', key_failed(), now + item.keep_ms, item.id)
     end
     local download = task_fields('download', item.id, 'state', 'group')
     if item.job_group then leave_job_group(item.job_group, item.id, download[1]) end
-    note_answer(group, item.state == 'succeeded', item.slow)
+    note_answer(queue, item.state == 'succeeded', item.slow)
     local stops = download[1] == 'cancelled' and
       redis.call('ZSCORE', key_stopping(), item.id .. ' ' .. (download[2] or ''))
     if item.record and (download[1] == 'succeeded' or download[1] == 'cancelled' and not stops) then
@@ -39,7 +39,7 @@ for item in items() do
     else
       redis.call('ZADD', key_reap(), now + item.keep_ms, item.id)
     end
-    touch('callback', group)
+    touch('callback', queue)
   end
   answers[#answers + 1] = ANSWERS[holder]
 end

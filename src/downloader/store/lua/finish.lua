@@ -3,7 +3,7 @@
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner, own: see `is_own_next`, absent: none}, then per result {id, generation, state, attempts: '1' if it counts, else '0', error,
 --         code, status, size, sha256, mime, image, more: names and values of further fields, absent if there are
---         none, callback: its group or '', limit: of that group, token: of the job, absent: none, counted: the token
+--         none, callback: its queue or '', limit: of that queue, token: of the job, absent: none, counted: the token
 --         if the job counts against its quota, keep_ms: how long a job without a callback is kept, record: see
 --         `end_job`, for a success without callback, job_group: of the job, absent: none, phases: of the attempt, absent: not
 --         kept, and what `cool_down` needs}
@@ -15,24 +15,24 @@
 local answers = {}
 for item in items() do
   local id = item.id
-  local holder, group, host = claim('download', id, call.owner, item.generation)
+  local holder, queue, host = claim('download', id, call.owner, item.generation)
   if holder == 'held' then
-    leave('download', id, group)
+    leave('download', id, queue)
     local task = key_task('download', id)
     redis.call('HSET', task, 'state', item.state, 'finished', now, 'settled', settled_by(call.owner, item.generation),
       'error', item.error, 'code', item.code, 'status', item.status, 'size', item.size,
       'sha256', item.sha256, 'mime', item.mime, 'image', item.image, unpack(item.more or {}))
     add_to('download', id, 'attempts', item.attempts)
-    cool_down(id, group, host, item)
-    leave_host(id, group, host)
+    cool_down(id, queue, host, item)
+    leave_host(id, queue, host)
     redis.call('HDEL', task, 'owner', 'due', 'phases')
     if item.phases then redis.call('HSET', task, 'phases', item.phases) end
     if item.error ~= '' then remember('download', id, item.error) end
     if item.state == 'failed' then redis.call('ZADD', key_failed_downloads(), now, id) end
-    touch('download', group)
+    touch('download', queue)
     conclude(id, item, item.keep_ms)
   elseif holder == 'cancelled' then
-    free_cancelled(id, group)
+    free_cancelled(id, queue)
   end
   answers[#answers + 1] = ANSWERS[holder]
 end

@@ -1,8 +1,8 @@
 -- lease: due tasks become running, leased to one instance for a bounded time.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {kind, owner, request, count: most tasks, lease_ms; last: groups that give tasks only if no other group can;
---         never: groups that give no tasks; unproven: most callbacks to destinations that have not answered quickly
+-- ARGV    1 {kind, owner, request, count: most tasks, lease_ms; last: queues that give tasks only if no other queue can;
+--         never: queues that give no tasks; unproven: most callbacks to destinations that have not answered quickly
 --         lately; failing: most of these to destinations that have failed; tokens: by token {most tasks before it comes
 --         last, most tasks in all, most unproven callbacks}, token: the same for other tokens (both absent: no bound);
 --         suspects: number of the owner's running tasks under which two workers died (absent: 0); room: number of
@@ -12,13 +12,13 @@
 -- from    pending
 -- to      running, with a new generation
 -- answer  due_ms: ms until more can run (0: now, -1: not known); look_ms: ms until the owner is to ask again (0: now, -1:
---         after a wake-up); leases, each with id, group, generation, attempts, crashes, throttled, limit, proxy, token,
+--         after a wake-up); leases, each with id, queue, generation, attempts, crashes, throttled, limit, proxy, token,
 --         spec, proven and failing ('1' or '', of a callback's destination), waited_ms (since the due time; -1: the lease
 --         is repeated), age_ms (since the callback became pending), result (of a callback: the fields RESULT of the
 --         download that are set). While all aggregations are paused, no download is leased.
 -- repeat  the same request gets the same leases again, as far as the owner still holds them
 --
--- Groups take turns: the first in `ready` gives one task (see `next_task`) and moves to the end. A download that cannot
+-- Queues take turns: the first in `ready` gives one task (see `next_task`) and moves to the end. A download that cannot
 -- start because of its host is parked, and the turn ends too.
 
 local kind, owner = call.kind, call.owner
@@ -38,10 +38,10 @@ do -- a script may have 200 local names
     'etag', 'last_modified', 'content_type', 'final_url', 'not_modified', 'finished',
   }
 
-  -- The answer's entry for a lease, and the token of its group.
-  function describe(id, group, generation, set, waited, spec)
+  -- The answer's entry for a lease, and the token of its queue.
+  function describe(id, queue, generation, set, waited, spec)
     local task = redis.call('HMGET', key_task(kind, id), 'attempts', 'crashes', 'throttled', 'since')
-    local record = redis.call('HMGET', key_group(kind, group), 'limit', 'proxy', 'token')
+    local record = redis.call('HMGET', key_queue_record(kind, queue), 'limit', 'proxy', 'token')
     local result, since = {}, task[4]
     if kind == 'callback' then
       local values = redis.pcall('HMGET', key_task('download', id), unpack(RESULT))
@@ -54,7 +54,7 @@ do -- a script may have 200 local names
       since = since or values[#RESULT]
     end
     return {
-      'id', id, 'group', group, 'generation', generation, 'attempts', task[1] or '0',
+      'id', id, 'queue', queue, 'generation', generation, 'attempts', task[1] or '0',
       'crashes', task[2] or '0', 'throttled', task[3] or '0', 'limit', record[1] or '1', 'proxy', record[2] or '',
       'token', record[3] or '', 'spec', spec,
       'proven', set == key_ready(kind) and '1' or '', 'failing', set == key_failing() and '1' or '',
@@ -65,11 +65,11 @@ end
 
 -- Copies this instance's rate for a callback destination into the destination's record, and the last start of the former
 -- record. `gate`: the values of GATE, which are updated.
-local function follow_rate(group, gate)
-  local record, rate = key_group(kind, group), call.rates and call.rates[group] or false
+local function follow_rate(queue, gate)
+  local record, rate = key_queue_record(kind, queue), call.rates and call.rates[queue] or false
   if rate == gate[2] then return end
   if rate then
-    gate[4] = gate[4] or redis.call('GET', key_last_start(group))
+    gate[4] = gate[4] or redis.call('GET', key_last_start(queue))
     redis.call('HSET', record, 'rate', rate, 'started', gate[4] or '')
   else
     redis.call('HDEL', record, 'rate')
@@ -78,11 +78,11 @@ local function follow_rate(group, gate)
 end
 
 local excepted = {}
-for _, group in ipairs(call.last) do excepted[group] = 'last' end
-for _, group in ipairs(call.never) do excepted[group] = 'never' end
+for _, queue in ipairs(call.last) do excepted[queue] = 'last' end
+for _, queue in ipairs(call.never) do excepted[queue] = 'never' end
 
--- The sets from which the call takes groups: the sets of runnable groups, and, if there are instances with other types,
--- the sets of groups that those have left to this instance's types.
+-- The sets from which the call takes queues: the sets of runnable queues, and, if there are instances with other types,
+-- the sets of queues that those have left to this instance's types.
 local sources, aside = {unpack(ready_sets[kind])}, {}
 local mixed = is_mixed(kind, types)
 for type in string.gmatch(mixed and types or '', '[^,]+') do
@@ -90,39 +90,39 @@ for type in string.gmatch(mixed and types or '', '[^,]+') do
   aside[key_aside(type)] = true
 end
 
--- Most groups that a call leaves to others, so that it is short; due_ms 0 makes the caller ask again.
+-- Most queues that a call leaves to others, so that it is short; due_ms 0 makes the caller ask again.
 local MOST_LEFT = 100
 local left_to_others = 0
 
--- The first groups of a set. Groups that are for other instances leave the set.
-local function first_groups(set, count)
+-- The first queues of a set. Queues that are for other instances leave the set.
+local function first_queues(set, count)
   while true do
-    local groups, moved = {}, false
-    for _, group in ipairs(redis.call('ZRANGE', set, 0, count - 1)) do
-      if not mixed or not is_for_others(kind, types, group) then
-        groups[#groups + 1] = group
+    local queues, moved = {}, false
+    for _, queue in ipairs(redis.call('ZRANGE', set, 0, count - 1)) do
+      if not mixed or not is_for_others(kind, types, queue) then
+        queues[#queues + 1] = queue
       elseif left_to_others < MOST_LEFT then
-        leave_to_others(kind, group)
+        leave_to_others(kind, queue)
         left_to_others, moved = left_to_others + 1, true
       end
     end
-    if not moved then return groups end
+    if not moved then return queues end
   end
 end
 
--- Whether the call may get a task of another group of `set`, one of `ready_sets`.
+-- Whether the call may get a task of another queue of `set`, one of `ready_sets`.
 local function has_share(set)
   return set == key_ready(kind) or unproven > 0 and (set ~= key_failing() or failing > 0)
 end
 
--- The next group in the order of turns, and a group that comes last. `at(place)` returns the groups in this order.
-local function first_of_groups(at)
+-- The next queue in the order of turns, and a queue that comes last. `at(place)` returns the queues in this order.
+local function first_of_queues(at)
   local last
   for place = 0, #call.last + #call.never do
-    local group = at(place)
-    if not group then break end
-    if not excepted[group] then return group end
-    if excepted[group] == 'last' then last = last or group end
+    local queue = at(place)
+    if not queue then break end
+    if not excepted[queue] then return queue end
+    if excepted[queue] == 'last' then last = last or queue end
   end
   return nil, last
 end
@@ -158,18 +158,18 @@ local function to_end(token)
   redis.call('ZADD', key_tokens(), tonumber(last) + 1, token)
 end
 
--- The group of a token at a place of a set. Groups that are for other instances leave the set.
+-- The queue of a token at a place of a set. Queues that are for other instances leave the set.
 local function not_for_others(set, token, place)
   while true do
-    local group = group_of_token(set, token, place)
-    local moves = group and mixed and left_to_others < MOST_LEFT and is_for_others(kind, types, group)
-    if not moves then return group end
-    leave_to_others(kind, group)
+    local queue = queue_of_token(set, token, place)
+    local moves = queue and mixed and left_to_others < MOST_LEFT and is_for_others(kind, types, queue)
+    if not moves then return queue end
+    leave_to_others(kind, queue)
     left_to_others = left_to_others + 1
   end
 end
 
--- The next group of a set where some tokens come last or get nothing.
+-- The next queue of a set where some tokens come last or get nothing.
 local function first_by_token(set)
   -- Most tokens that are examined.
   local MOST_TOKENS = 100
@@ -178,12 +178,12 @@ local function first_by_token(set)
   for _, token in ipairs(tokens) do
     local rule = rule_of(token, set)
     if rule ~= 'never' then
-      local group, second = first_of_groups(function(place) return not_for_others(set, token, place) end)
-      if group and not rule then
+      local queue, second = first_of_queues(function(place) return not_for_others(set, token, place) end)
+      if queue and not rule then
         to_end(token)
-        return group
+        return queue
       end
-      if not last and (group or second) then last, of = group or second, token end
+      if not last and (queue or second) then last, of = queue or second, token end
     end
   end
   if last then
@@ -194,36 +194,36 @@ local function first_by_token(set)
   return last
 end
 
--- The next group of a set, if the call may get one.
+-- The next queue of a set, if the call may get one.
 local function first_of(set)
   if aside[set] then
     -- Bounded, because the call may get none of them.
-    for _, group in ipairs(redis.call('ZRANGE', set, 0, 15)) do
-      if has_share(ready_set(kind, group)) then return group end
+    for _, queue in ipairs(redis.call('ZRANGE', set, 0, 15)) do
+      if has_share(ready_set(kind, queue)) then return queue end
     end
     return nil
   end
   if not has_share(set) then return nil end
   if limited and tokens_take_turns() then return first_by_token(set) end
-  local groups = first_groups(set, #call.last + #call.never + 1)
-  local group, last = first_of_groups(function(place) return groups[place + 1] end)
-  return group or last
+  local queues = first_queues(set, #call.last + #call.never + 1)
+  local queue, last = first_of_queues(function(place) return queues[place + 1] end)
+  return queue or last
 end
 
 -- The sets take turns, so that none delays another. If each call is for one task, the time decides which set is first.
 local next_set = now
 
--- The next group, the key of its set, and what `next_set` becomes.
-local function next_group()
+-- The next queue, the key of its set, and what `next_set` becomes.
+local function next_queue()
   for number = next_set, next_set + #sources - 1 do
     local set = sources[number % #sources + 1]
-    local group = first_of(set)
-    if group then return group, set, number + 1 end
+    local queue = first_of(set)
+    if queue then return queue, set, number + 1 end
   end
 end
 
 local function due_ms()
-  if next_group() or left_to_others == MOST_LEFT then return 0 end
+  if next_queue() or left_to_others == MOST_LEFT then return 0 end
   local due = first_timer(kind, types)
   return due and math.max(0, due - now) or -1
 end
@@ -240,12 +240,12 @@ end
 local memo = redis.call('GET', key_memo(kind, owner))
 if memo and string.match(memo, '^%S+') == call.request then
   for id, generation in string.gmatch(memo, ' (%w+):(%d+)') do
-    local holder, group, host = claim(kind, id, owner, generation)
+    local holder, queue, host = claim(kind, id, owner, generation)
     if holder == 'held' then
       -- The lease starts again, because the holder counts from this request.
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
       prolong_visit(host, id)
-      leases[#leases + 1] = describe(id, group, generation, ready_set(kind, group), -1,
+      leases[#leases + 1] = describe(id, queue, generation, ready_set(kind, queue), -1,
         stored_job(id) or '')
     end
   end
@@ -258,25 +258,25 @@ if kind == 'download' and redis.call('EXISTS', key_paused()) == 1 then
   return {'due_ms', -1, 'leases', leases, 'look_ms', -1}
 end
 
--- Bounded, so that a call is short even if many groups fall due at once; due_ms 0 makes the caller ask again.
-for _, group in ipairs(redis.call('ZRANGEBYSCORE', timers, '-inf', now, 'LIMIT', 0, call.count + 64)) do
-  redis.call('ZREM', timers, group)
-  join_ready(kind, group)
+-- Bounded, so that a call is short even if many queues fall due at once; due_ms 0 makes the caller ask again.
+for _, queue in ipairs(redis.call('ZRANGEBYSCORE', timers, '-inf', now, 'LIMIT', 0, call.count + 64)) do
+  redis.call('ZREM', timers, queue)
+  join_ready(kind, queue)
 end
 
 local granted, turns = {call.request}, 0
 while #leases < call.count and turns < 2 * call.count + 16 do
-  local group, set, after = next_group()
-  if not group then break end
+  local queue, set, after = next_queue()
+  if not queue then break end
   turns, next_set = turns + 1, after
-  redis.call('ZREM', set, group)
-  if aside[set] then set = ready_set(kind, group) end
-  local queue, running = key_queue(kind, group), key_running(kind, group)
-  local head = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
-  local gate = redis.call('HMGET', key_group(kind, group), 'limit', unpack(GATE))
+  redis.call('ZREM', set, queue)
+  if aside[set] then set = ready_set(kind, queue) end
+  local tasks, running = key_pending(kind, queue), key_running(kind, queue)
+  local head = redis.call('ZRANGE', tasks, 0, 0, 'WITHSCORES')
+  local gate = redis.call('HMGET', key_queue_record(kind, queue), 'limit', unpack(GATE))
   local limit = tonumber(table.remove(gate, 1) or nil) or 1
-  if kind == 'callback' then follow_rate(group, gate) end
-  local id, due, urgent = next_task(kind, group, head)
+  if kind == 'callback' then follow_rate(queue, gate) end
+  local id, due, urgent = next_task(kind, queue, head)
   local not_before
   if id and due <= now and opens(unpack(gate)) <= now and redis.call('SCARD', running) < limit then
     local spec = stored_job(id)
@@ -287,13 +287,13 @@ while #leases < call.count and turns < 2 * call.count + 16 do
     local starts = not suspect or suspects < 1
     if not starts then
       local priority = kind == 'download' and redis.call('HGET', task, 'priority')
-      enqueue(kind, id, group, now + SUSPECT_AGAIN_MS, priority)
+      enqueue(kind, id, queue, now + SUSPECT_AGAIN_MS, priority)
     elseif host then
-      starts, not_before = enter_host(host, id, group, due, spec)
+      starts, not_before = enter_host(host, id, queue, due, spec)
     end
     if starts then
-      redis.call('ZREM', queue, id)
-      if urgent then redis.call('ZREM', key_urgent(group), id) end
+      redis.call('ZREM', tasks, id)
+      if urgent then redis.call('ZREM', key_urgent(queue), id) end
       -- The job was evicted or deleted by hand.
       if not spec then redis.call('DEL', key_task('download', id), key_task('callback', id)) end
     end
@@ -301,28 +301,28 @@ while #leases < call.count and turns < 2 * call.count + 16 do
       -- At least the time: a generation does not come twice, also where a failover has lost the last lease.
       local generation = string.format('%.0f', math.max((tonumber(former[1] or nil) or 0) + 1, now))
       if suspect then suspects = suspects + 1 end
-      redis.call('HSET', task, 'state', 'running', 'owner', owner, 'group', group, 'started', now,
+      redis.call('HSET', task, 'state', 'running', 'owner', owner, 'group', queue, 'started', now,
         'generation', generation, 'due', due)
       add_to(kind, id, 'deliveries', 1)
       if host then redis.call('HSET', task, 'host', host) end
       redis.call('SADD', running, id)
-      note_start(key_group(kind, group), tonumber(head[2]), kind == 'download' and spec or '', unpack(gate))
+      note_start(key_queue_record(kind, queue), tonumber(head[2]), kind == 'download' and spec or '', unpack(gate))
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
       if set ~= key_ready(kind) then unproven = unproven - 1 end
       if set == key_failing() then failing = failing - 1 end
-      local lease, token = describe(id, group, generation, set, now - due, spec)
+      local lease, token = describe(id, queue, generation, set, now - due, spec)
       leases[#leases + 1] = lease
       take(token, set)
       granted[#granted + 1] = id .. ':' .. generation
     end
   end
   if not_before then
-    redis.call('ZADD', timers, not_before, group)
+    redis.call('ZADD', timers, not_before, queue)
   else
-    place(kind, group)
+    place(kind, queue)
   end
 end
-for _, group in ipairs(touched_order) do place(group[1], group[2]) end
+for _, queue in ipairs(touched_order) do place(queue[1], queue[2]) end
 
 if #leases > 0 then
   redis.call('SET', key_memo(kind, owner), table.concat(granted, ' '), 'PX', call.lease_ms)

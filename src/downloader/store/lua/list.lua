@@ -4,13 +4,13 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {which: 'finished' | 'failed callbacks' | 'failed downloads' | 'running' | 'pending' | 'group',
---         group: the aggregation of those that wait, or the group of jobs, count: how many are read, score and id: of
+--         name: the aggregation of those that wait, or the group of jobs, count: how many are read, score and id: of
 --         the last one before, '' for none}
 -- from    any
 -- to      the same
--- answer  score and id: of the last one read, '' at the end, jobs: id, group, state, callback: its state or '',
+-- answer  score and id: of the last one read, '' at the end, jobs: id, queue, state, callback: its state or '',
 --         finished and failed: when the download ended and the callback failed (ms or ''), error, code: of the download,
---         destination: the callback's group or '', spec, of each, or id and ended: its record
+--         destination: the callback's queue or '', spec, of each, or id and ended: its record
 -- repeat  harmless
 
 -- A job may be as large as a request. After this many bytes of them the rest is left to the next call.
@@ -41,8 +41,8 @@ local key = key_reap()
 if call.which == 'failed callbacks' then key = key_failed() end
 if call.which == 'failed downloads' then key = key_failed_downloads() end
 if call.which == 'running' then key = key_leases('download') end
-if call.which == 'pending' then key = key_queue('download', call.group) end
-if call.which == 'group' then key = key_members(call.group) end
+if call.which == 'pending' then key = key_pending('download', call.name) end
+if call.which == 'group' then key = key_members(call.name) end
 local rows = read_on(key, call.which ~= 'running' and call.which ~= 'pending' and call.which ~= 'group')
 if call.which == 'finished' then rows = with_ended(rows) end
 local jobs, bytes, last = {}, 0, 0
@@ -56,9 +56,9 @@ while last < #rows and bytes < MAX_BYTES do
   local spec = stored_job(id)
   if spec and not download[5] then
     bytes = bytes + #spec
-    local group = download[2] or call.which == 'group' and decoded(spec).aggr_id or call.group
+    local queue = download[2] or call.which == 'group' and decoded(spec).aggr_id or call.name
     jobs[#jobs + 1] = {
-      'id', id, 'group', group, 'state', download[1] or 'pending',
+      'id', id, 'queue', queue, 'state', download[1] or 'pending',
       'callback', callback[1] or '', 'finished', download[3] or '', 'failed', failed and callback[2] or '',
       'error', failed and callback[3] or download[4] or '', 'code', download[6] or '', 'destination', callback[4] or '',
       'spec', spec,

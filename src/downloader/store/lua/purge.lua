@@ -17,8 +17,8 @@ local function purge(id)
   if redis.call('EXISTS', key_job(id)) == 0 then return 'unknown' end
   if not redis.call('ZSCORE', key_reap(), id) then return 'conflict' end
   -- The holder of a cancelled download needs the records to delete a file that it stores meanwhile.
-  local group = task_fields('download', id, 'group')[1]
-  if group and redis.call('ZSCORE', key_stopping(), id .. ' ' .. group) then return 'conflict' end
+  local queue = task_fields('download', id, 'group')[1]
+  if queue and redis.call('ZSCORE', key_stopping(), id .. ' ' .. queue) then return 'conflict' end
   redis.call('HSET', key_task('download', id), 'reaping', 1)
   redis.call('ZADD', key_reap(), now, id)
   redis.call('ZREM', key_failed(), id)

@@ -10,17 +10,17 @@
 local kind = call.kind
 local answers = {}
 for item in items() do
-  local holder, group, host = claim(kind, item.id, call.owner, item.generation)
+  local holder, queue, host = claim(kind, item.id, call.owner, item.generation)
   if holder == 'held' then
-    leave(kind, item.id, group)
-    leave_host(item.id, group, host)
+    leave(kind, item.id, queue)
+    leave_host(item.id, queue, host)
     -- Without a delay the task gets its former place in the queue.
-    requeue(kind, item.id, group, item.delay_ms > 0 and now + item.delay_ms or place_of(kind, item.id))
+    requeue(kind, item.id, queue, item.delay_ms > 0 and now + item.delay_ms or place_of(kind, item.id))
     redis.call('HSET', key_task(kind, item.id), 'settled', settled_by(call.owner, item.generation))
     if item.error ~= '' then remember(kind, item.id, item.error) end
-    touch(kind, group)
+    touch(kind, queue)
   elseif holder == 'cancelled' then
-    free_cancelled(item.id, group)
+    free_cancelled(item.id, queue)
   elseif holder == 'lost' and redis.call('HGET', key_task(kind, item.id), 'swept') == item.generation then
     redis.call('HDEL', key_task(kind, item.id), 'swept')
     add_to(kind, item.id, 'crashes', -1)

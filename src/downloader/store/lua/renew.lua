@@ -10,13 +10,13 @@
 local kind = call.kind
 local answers = {}
 for item in items() do
-  local holder, group, host = claim(kind, item.id, call.owner, item.generation)
+  local holder, queue, host = claim(kind, item.id, call.owner, item.generation)
   if holder == 'held' then
     redis.call('ZADD', key_leases(kind), now + call.lease_ms, item.id)
     prolong_visit(host, item.id)
   elseif holder == 'cancelled' then
     -- The work has not ended yet, so the slot is kept for the time of a lease.
-    local member = item.id .. ' ' .. group
+    local member = item.id .. ' ' .. queue
     if redis.call('ZREM', key_stopping(), member) == 1 then
       redis.call('ZADD', key_stopping(), now + call.lease_ms, member)
       prolong_visit(host, item.id)

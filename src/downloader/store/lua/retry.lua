@@ -1,7 +1,7 @@
 -- retry: failed callbacks are sent again, or failed downloads run again from the start.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {kind: what is run again, request, limit: of a callback's group, limits: of groups of a type}, then per job {id}
+-- ARGV    1 {kind: what is run again, request, limit: of a callback's queue, limits: of queues of a type}, then per job {id}
 -- from    callback failed; or download failed, callback terminal or none, and no other proxy in between
 -- to      callback pending; or download pending and callback none
 -- answer  per job: 'done' | 'unknown' | 'conflict'
@@ -15,15 +15,15 @@ local function retry(id)
 
   local task = key_task(kind, id)
   local job = decoded(spec)
-  local state, group, retried = unpack(task_fields(kind, id, 'state', 'group', 'retried'))
+  local state, queue, retried = unpack(task_fields(kind, id, 'state', 'group', 'retried'))
   if retried == call.request then return 'done' end
   if task_fields('download', id, 'reaping')[1] then return 'conflict' end
-  if state ~= 'failed' or not group or not job.aggr_limit then return 'conflict' end
+  if state ~= 'failed' or not queue or not job.aggr_limit then return 'conflict' end
 
   if kind == 'download' then
     local callback, generation = unpack(task_fields('callback', id, 'state', 'generation'))
     if callback == 'pending' or callback == 'running' then return 'conflict' end
-    local record = key_group(kind, group)
+    local record = key_queue_record(kind, queue)
     -- Only with the proxy with which the job was accepted, because the client may not be permitted to use another one.
     local proxy = redis.call('HGET', task, 'proxy') or job.aggr_proxy or ''
     local other = redis.call('HGET', record, 'proxy')
@@ -55,15 +55,15 @@ local function retry(id)
   redis.call('ZREM', key_failed(), id)
   if kind == 'callback' then
     redis.call('HSET', task, 'since', now)
-    if job.token then redis.call('HSETNX', key_group(kind, group), 'token', job.token) end
-    local limit = call.limits[group] or call.limits[string.match(group, '^%S*')] or call.limit
-    redis.call('HSETNX', key_group(kind, group), 'limit', limit)
+    if job.token then redis.call('HSETNX', key_queue_record(kind, queue), 'token', job.token) end
+    local limit = call.limits[queue] or call.limits[string.match(queue, '^%S*')] or call.limit
+    redis.call('HSETNX', key_queue_record(kind, queue), 'limit', limit)
   end
   redis.call('HDEL', task, 'finished', 'error', 'code', 'status', 'attempts', 'crashes', 'swept', 'throttled',
     'phases')
   redis.call('HSET', task, 'retried', call.request)
-  requeue(kind, id, group, now)
-  touch(kind, group)
+  requeue(kind, id, queue, now)
+  touch(kind, queue)
   return 'done'
 end
 

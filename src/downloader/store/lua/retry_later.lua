@@ -15,26 +15,26 @@
 local kind = call.kind
 local answers = {}
 for item in items() do
-  local holder, group, host = claim(kind, item.id, call.owner, item.generation)
+  local holder, queue, host = claim(kind, item.id, call.owner, item.generation)
   if holder == 'held' then
-    leave(kind, item.id, group)
-    requeue(kind, item.id, group, now + item.delay_ms)
+    leave(kind, item.id, queue)
+    requeue(kind, item.id, queue, now + item.delay_ms)
     local task = key_task(kind, item.id)
     redis.call('HSET', task, 'settled', settled_by(call.owner, item.generation),
       'error', item.error, 'code', item.code, 'status', item.status)
     add_to(kind, item.id, 'attempts', item.attempts)
-    cool_down(item.id, group, host, item)
-    leave_host(item.id, group, host)
+    cool_down(item.id, queue, host, item)
+    leave_host(item.id, queue, host)
     if kind == 'download' then redis.call('HDEL', task, 'phases') end
     if item.phases then redis.call('HSET', task, 'phases', item.phases) end
     remember(kind, item.id, item.error)
     if kind == 'callback' then
-      redis.call('HSET', key_group(kind, group), 'limit', 1)
-      note_answer(group, false, item.slow)
+      redis.call('HSET', key_queue_record(kind, queue), 'limit', 1)
+      note_answer(queue, false, item.slow)
     end
-    touch(kind, group)
+    touch(kind, queue)
   elseif holder == 'cancelled' then
-    free_cancelled(item.id, group)
+    free_cancelled(item.id, queue)
   end
   answers[#answers + 1] = ANSWERS[holder]
 end

@@ -1,7 +1,7 @@
 -- submit: new jobs enter as pending downloads.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {own: see `is_own_next`, absent: none}, then per job {id, group: its aggregation, limit, rate and
+-- ARGV    1 {own: see `is_own_next`, absent: none}, then per job {id, queue: its aggregation, limit, rate and
 --         delay: absent if it names none, proxy, spec, idempotency: digest or '',
 --         values: digest of the job, body: digest of its text, which earlier versions kept,
 --         permitted: the one proxy that it may find its aggregation to have, absent: any, due: not before this
@@ -19,13 +19,13 @@ local answers = {}
 
 -- What a job of a token with a quota adds to what the token has.
 local function added_by(item)
-  local opens_aggregation = redis.call('HEXISTS', key_group('download', item.group), 'token') == 0
+  local opens_aggregation = redis.call('HEXISTS', key_queue_record('download', item.queue), 'token') == 0
   local opens_group = item.job_group and redis.call('EXISTS', key_job_group(item.job_group)) == 0
   return {jobs = 1, bytes = #item.spec, aggregations = opens_aggregation and 1 or 0, groups = opens_group and 1 or 0}
 end
 
 for item in items() do
-  local id, group = item.id, item.group
+  local id, queue = item.id, item.queue
   local why = 'new'
   if item.idempotency ~= '' then
     local seen = redis.call('GET', key_idempotency(item.idempotency))
@@ -37,7 +37,7 @@ for item in items() do
       end
     end
   end
-  local record = key_group('download', group)
+  local record = key_queue_record('download', queue)
   local fields = redis.call('HMGET', record, 'proxy', 'asked_limit', 'asked_rate', 'asked_delay')
   local proxy = fields[1]
   local known = why ~= 'new' or redis.call('EXISTS', key_job(id)) == 1 or redis.call('HEXISTS', key_ended(), id) == 1
@@ -77,8 +77,8 @@ for item in items() do
       redis.pcall('ZADD', key_members(item.job_group), now, id)
       redis.call('ZADD', key_job_groups(), 'NX', now + GROUP_IDLE_MS, item.job_group)
     end
-    enqueue('download', id, group, math.max(now, item.due), item.priority)
-    touch('download', group)
+    enqueue('download', id, queue, math.max(now, item.due), item.priority)
+    touch('download', queue)
   end
   answers[#answers + 1] = {why, id}
 end

@@ -16,31 +16,31 @@ if call.lease_ms then
     ids[#ids + 1] = id
   end
 end
--- How many groups are examined for the slot of a task without a record.
+-- How many queues are examined for the slot of a task without a record.
 local EXAMINED = 1000
 
--- The group of a running task whose record was evicted, deleted or overwritten; nil if it is not found.
-local function group_with(id)
-  local groups = redis.call('ZRANGE', key_groups(kind), 0, EXAMINED - 1, 'REV')
-  groups[#groups + 1] = decoded(stored_job(id)).aggr_id
-  for _, group in ipairs(groups) do
-    if redis.call('SISMEMBER', key_running(kind, group), id) == 1 then return group end
+-- The queue of a running task whose record was evicted, deleted or overwritten; nil if it is not found.
+local function queue_with(id)
+  local queues = redis.call('ZRANGE', key_queues(kind), 0, EXAMINED - 1, 'REV')
+  queues[#queues + 1] = decoded(stored_job(id)).aggr_id
+  for _, queue in ipairs(queues) do
+    if redis.call('SISMEMBER', key_running(kind, queue), id) == 1 then return queue end
   end
 end
 
 local swept = {}
 for _, id in ipairs(ids) do
   local task = task_fields(kind, id, 'group', 'host', 'generation')
-  local group = task[1] or group_with(id)
-  if group then
-    leave(kind, id, group)
-    leave_host(id, group, task[2])
+  local queue = task[1] or queue_with(id)
+  if queue then
+    leave(kind, id, queue)
+    leave_host(id, queue, task[2])
     local crashes = add_to(kind, id, 'crashes', 1)
     -- A suspect goes to the end of the queue, so that the next worker does not die at once.
-    requeue(kind, id, group, crashes < SUSPECT_CRASHES and place_of(kind, id) or now)
-    redis.call('HSET', key_task(kind, id), 'group', group, 'swept', task[3] or '')
+    requeue(kind, id, queue, crashes < SUSPECT_CRASHES and place_of(kind, id) or now)
+    redis.call('HSET', key_task(kind, id), 'group', queue, 'swept', task[3] or '')
     remember(kind, id, 'the worker died or lost its connection')
-    touch(kind, group)
+    touch(kind, queue)
     swept[#swept + 1] = id
   else
     redis.call('ZREM', key_leases(kind), id)

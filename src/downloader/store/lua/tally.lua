@@ -5,7 +5,7 @@
 --         before, '' for none}
 -- from    any
 -- to      the same
--- answer  score and id: of the last one read, '' at the end, failures: group, code, error, jobs: how many, newest: when
+-- answer  score and id: of the last one read, '' at the end, failures: queue, code, error, jobs: how many, newest: when
 --         the last one failed (ms), id: of that one, of each aggregation and reason
 -- repeat  harmless
 
@@ -22,13 +22,13 @@ for i = 1, #rows, 2 do
   -- An earlier version leaves a job here that was retried.
   if state == 'failed' and not download[6] then
     local code = callbacks and '' or download[2] or ''
-    local group = download[1] or ''
-    local name = cjson.encode({group, code, reason or ''})
+    local queue = download[1] or ''
+    local name = cjson.encode({queue, code, reason or ''})
     local place = place_of[name]
     if not place then
       place = #failures + 1
       place_of[name] = place
-      failures[place] = {'group', group, 'code', code, 'error', reason or '', 'jobs', 0, 'newest', '0', 'id', rows[i]}
+      failures[place] = {'queue', queue, 'code', code, 'error', reason or '', 'jobs', 0, 'newest', '0', 'id', rows[i]}
     end
     local failure = failures[place]
     failure[8] = failure[8] + 1

@@ -1,7 +1,7 @@
 -- unfinished: some jobs of an aggregation whose download waits or runs, those that wait first.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {group: the aggregation, count: how many at the most}
+-- ARGV    1 {queue: the aggregation, count: how many at the most}
 -- from    any
 -- to      the same
 -- answer  more ('1' if there may be others, or ''), jobs: id and spec of each, one after the other
@@ -10,10 +10,10 @@
 -- A job may be as large as a request; as in `list`.
 local MAX_BYTES = 4 * 1024 * 1024
 
-local ids = redis.call('ZRANGE', key_queue('download', call.group), 0, call.count - 1)
+local ids = redis.call('ZRANGE', key_pending('download', call.queue), 0, call.count - 1)
 local more = #ids == call.count
 if not more then
-  for _, id in ipairs(redis.call('SMEMBERS', key_running('download', call.group))) do
+  for _, id in ipairs(redis.call('SMEMBERS', key_running('download', call.queue))) do
     -- A cancelled download keeps its slot until its holder has stopped.
     if redis.pcall('HGET', key_task('download', id), 'state') == 'running' then ids[#ids + 1] = id end
   end
