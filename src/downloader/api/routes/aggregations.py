@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import trio
@@ -21,7 +22,7 @@ from downloader.api.routes.jobs import callback_of_cancelled
 from downloader.api.routing import Paged, ResponseSpec, bad_query, next_page, route
 from downloader.api.search import BUSIEST, PAGE_MAX, SORTS, Aggregations
 from downloader.api.views import blocked, with_state
-from downloader.model import MAX_AGGREGATION_CHARS
+from downloader.model import MAX_AGGREGATION_CHARS, JobSpec
 from downloader.store import Changed, JobStore
 from downloader.wire import (
     Aggregation,
@@ -177,18 +178,28 @@ async def cancel_jobs(context: Context, aggr_id: str) -> CancelledJobs:
     """
     if not (can_be_named(aggr_id) and visible_aggregations()(aggr_id)):
         raise refused("unknown_aggregation")
-    deps, ends = context.deps, trio.current_time() + CANCEL_S
-    cancelled = 0
+    cancelled = await cancel_batches(context, lambda _: context.store.unfinished(aggr_id, CANCELLED_AT_ONCE))
+    audit("cancel_jobs", aggr_id=aggr_id, count=cancelled.cancelled)
+    return cancelled
+
+
+async def cancel_batches(
+    context: Context, read: Callable[[Any], Awaitable[tuple[Sequence[JobSpec], Any]]]
+) -> CancelledJobs:
+    """Cancel the jobs of batches, for some seconds.
+
+    `read` returns a batch and the cursor of the next one, with which it is called; false at the end.
+    """
+    deps, ends, allows = context.deps, trio.current_time() + CANCEL_S, visible_aggregations()
+    cancelled, cursor = 0, None
     while True:  # one batch at least
-        specs, more = await context.store.unfinished(aggr_id, CANCELLED_AT_ONCE)
-        plans = [callback_of_cancelled(spec, deps) for spec in specs]
-        if specs:
-            results = await context.store.cancel_all(list(zip(specs, plans, strict=True)), deps.keep_s)
+        specs, cursor = await read(cursor)
+        jobs = [(spec, callback_of_cancelled(spec, deps)) for spec in specs if allows(spec.aggr_id)]
+        if jobs:
+            results = await context.store.cancel_all(jobs, deps.keep_s)
             cancelled += results.count(Changed.DONE)
-        if not more or trio.current_time() >= ends:
-            break
-    audit("cancel_jobs", aggr_id=aggr_id, count=cancelled)
-    return CancelledJobs(cancelled=cancelled, complete=not more)
+        if not cursor or trio.current_time() >= ends:
+            return CancelledJobs(cancelled=cancelled, complete=not cursor)
 
 
 @route(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from http import HTTPStatus
 
-import trio
 from quart import request
 
 from downloader.api.auth import audit, present_caller, visible_aggregations
@@ -14,11 +12,10 @@ from downloader.api.deps import Context
 from downloader.api.json import parse_object
 from downloader.api.parse import parse_job
 from downloader.api.problems import Refused, fault_in, faulty, refused
-from downloader.api.routes.aggregations import CANCEL_S, CANCELLED_AT_ONCE, can_be_named
-from downloader.api.routes.jobs import callback_of_cancelled
+from downloader.api.routes.aggregations import CANCELLED_AT_ONCE, can_be_named, cancel_batches
 from downloader.api.routing import Paged, ResponseSpec, bad_query, next_page, route
 from downloader.api.submission import over_quota
-from downloader.store import CallbackPlan, Changed
+from downloader.store import CallbackPlan
 from downloader.wire import CancelledJobs, Group, GroupPage, GroupRequest
 
 PAGE = 100
@@ -164,18 +161,12 @@ async def cancel_jobs(context: Context, group: str) -> CancelledJobs:
     `complete`. Each callback reports the `error_code` `cancelled`. The group is not sealed.
     """
     await _visible(context, group)
-    deps, ends = context.deps, trio.current_time() + CANCEL_S
-    allows = visible_aggregations()
-    results, cursor = Counter[Changed](), ""
-    while True:  # one batch at least
-        specs, cursor = await context.store.cancellable(group, cursor, CANCELLED_AT_ONCE)
-        jobs = [(spec, callback_of_cancelled(spec, deps)) for spec in specs if allows(spec.aggr_id)]
-        if jobs:
-            results.update(await context.store.cancel_all(jobs, deps.keep_s))
-        if not cursor or trio.current_time() >= ends:
-            break
-    audit("cancel_jobs", group=group, count=results[Changed.DONE])
-    return CancelledJobs(cancelled=results[Changed.DONE], complete=not cursor)
+    store = context.store
+    cancelled = await cancel_batches(
+        context, lambda cursor: store.cancellable(group, cursor or "", CANCELLED_AT_ONCE)
+    )
+    audit("cancel_jobs", group=group, count=cancelled.cancelled)
+    return cancelled
 
 
 async def _visible(context: Context, name: str) -> Group:
