@@ -333,6 +333,18 @@ class Contract(ABC, Times, Generic[P]):
     def lend(self) -> AbstractAsyncContextManager[Any]:
         """The host that the factory gets. Each suite has a default."""
 
+    @abstractmethod
+    async def _work(self, run: Run[P]) -> None:
+        """Open the plugin, do all kinds of its work, cancels among them, and close it."""
+
+    @promise
+    async def test_it_leaves_nothing_behind(self, run: Run[P]) -> None:
+        """After closing no task, thread, socket or file of the plugin is left, also after cancels."""
+        await self._work(run)  # what is made once per process is no leak
+        before = resources()
+        await self._work(run)
+        await run.nothing_left(before)
+
     @promise
     async def test_what_is_raised_while_it_is_open_passes_through(self, run: Run[P]) -> None:
         """The plugin's context manager swallows no exception, and can be opened again."""

@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from downloader.notify import Checkable, Delivered, Host, Notifier, Payload, Rejected
-from downloader.testing.contract import Contract, Run, check_line, open_host, promise, resources
+from downloader.testing.contract import Contract, Run, check_line, open_host, promise
 from downloader.testing.notifier_peer import (
     NotifierPeer,
     a_payload,
@@ -334,14 +334,6 @@ class NotifierContract(Contract[NotifierPeer]):
             await run.cancelled(partial(work, destination), after_s=_IN_FLIGHT_S, what="the open plugin")
         async with run.opened() as notifier:
             await works(run, notifier)
-
-    @promise
-    async def test_it_leaves_nothing_behind(self, run: Run[NotifierPeer]) -> None:
-        """After closing no task, thread, socket or file of the plugin is left, also after a cancel."""
-        await self._work(run)  # what is made once per process is no leak
-        before = resources()
-        await self._work(run)
-        await run.nothing_left(before)
 
     async def _work(self, run: Run[NotifierPeer]) -> None:
         async with run.opened() as notifier:

@@ -12,9 +12,19 @@ import trio
 
 from downloader.net import Url, UrlError
 from downloader.storage import Body, KeyTaken, Storage, StorageError, StorageHost
-from downloader.testing.contract import Contract, Run, check_line, promise, resources
+from downloader.testing.contract import Contract, Run, check_line, promise
 from downloader.testing.disk_calls import DiskCalls
-from downloader.testing.storage_peer import StoragePeer, a_body, delete, fails, holds, only, put, short
+from downloader.testing.storage_peer import (
+    StoragePeer,
+    a_body,
+    delete,
+    fails,
+    holds,
+    only,
+    put,
+    short,
+    stored,
+)
 from downloader.testing.tcp_proxy import Fault
 
 _MANY = 40
@@ -53,22 +63,16 @@ class StorageContract(Contract[StoragePeer]):
         """When `put` returns, all bytes are stored, from memory or from a spool file."""
         async with run.opened() as storage:
             for number, size in enumerate((1, 70_000, 0)):
-                with a_body(size) as (body, data):
-                    await put(run, storage, f"{_KEY}{number}", body)
-                await holds(run, f"{_KEY}{number}", data)
+                await stored(run, storage, f"{_KEY}{number}", size)
             for number, size in enumerate((1, self.large_bytes, 0)):
-                with a_body(size, spooled=True) as (body, data):
-                    await put(run, storage, f"spooled/{_KEY}{number}", body)
-                await holds(run, f"spooled/{_KEY}{number}", data)
+                await stored(run, storage, f"spooled/{_KEY}{number}", size, spooled=True)
 
     @promise
     async def test_a_file_replaces_an_older_one(self, run: Run[StoragePeer]) -> None:
         """A second put of a key replaces the whole file."""
         async with run.opened() as storage:
             for size, spooled in ((1000, False), (2000, False), (self.large_bytes, True), (10, False)):
-                with a_body(size, spooled=spooled) as (body, data):
-                    await put(run, storage, _KEY, body)
-                await holds(run, _KEY, data)
+                await stored(run, storage, _KEY, size, spooled=spooled)
             await only(run, _KEY)
 
     @promise
@@ -76,9 +80,8 @@ class StorageContract(Contract[StoragePeer]):
         """`delete` deletes this file and no other; deleting a missing file is no error."""
         async with run.opened() as storage:
             await delete(run, storage, _KEY)
-            with a_body(100) as (body, data):
-                await put(run, storage, _KEY, body)
-                await put(run, storage, f"{_KEY}x", body)
+            await stored(run, storage, _KEY, 100)
+            data = await stored(run, storage, f"{_KEY}x", 100)
             await delete(run, storage, _KEY)
             await delete(run, storage, _KEY)
             assert await run.peer.read(_KEY) is None, "the deleted file is there"
@@ -90,8 +93,7 @@ class StorageContract(Contract[StoragePeer]):
     async def test_delete_raises_storage_errors_only(self, run: Run[StoragePeer]) -> None:
         """`delete` of a key that cannot be a file deletes nothing, and raises `StorageError` if anything."""
         async with run.opened() as storage:
-            with a_body(100) as (body, data):
-                await put(run, storage, _KEY, body)
+            data = await stored(run, storage, _KEY, 100)
             for key in (_KEY.partition("/")[0], f"{_KEY}/x", "x" * 300):
                 with suppress(StorageError):
                     await delete(run, storage, key)
@@ -132,9 +134,7 @@ class StorageContract(Contract[StoragePeer]):
         """When `still_ours` returns false, `put` raises `StorageError` and stores nothing."""
         async with run.opened() as storage:
             await self._lost(run, storage, None)
-            with a_body(100) as (body, data):
-                await put(run, storage, _KEY, body)
-            await self._lost(run, storage, data)
+            await self._lost(run, storage, await stored(run, storage, _KEY, 100))
 
     async def _lost(self, run: Run[StoragePeer], storage: Storage, before: bytes | None) -> None:
         for size, spooled in ((50, False), (50, True), (self.large_bytes, True)):
@@ -159,8 +159,7 @@ class StorageContract(Contract[StoragePeer]):
     async def test_a_cancel_leaves_the_old_file_or_the_new(self, run: Run[StoragePeer]) -> None:
         """A cancelled put returns promptly and leaves the old or the new file; the next put succeeds."""
         async with run.opened() as storage:
-            with a_body(300) as (body, old):
-                await put(run, storage, _KEY, body)
+            old = await stored(run, storage, _KEY, 300)
             for size, spooled in ((70_000, False), (self.large_bytes, True)):
                 for after_s in _CANCELS_S:
                     with a_body(size, spooled=spooled) as (body, new):
@@ -169,29 +168,26 @@ class StorageContract(Contract[StoragePeer]):
                         content = await run.peer.read(_KEY)
                         assert content in (old, new), f"a cancelled put has left {short(content)}"
                     old = content or b""
-            with a_body(99) as (body, data):
-                await put(run, storage, _KEY, body)
-            await holds(run, _KEY, data)
+            await stored(run, storage, _KEY, 99)
             await only(run, _KEY)
 
     @promise
     async def test_many_are_stored_at_once(self, run: Run[StoragePeer]) -> None:
         """`put` is called from many tasks: each file is complete and under the right key."""
-        stored: dict[str, bytes] = {}
+        files: dict[str, bytes] = {}
 
         async def one(storage: Storage, number: int) -> None:
-            large = number % 20 == 0
-            with a_body(self.large_bytes if large else 1000 + number, spooled=large) as (body, data):
-                stored[f"{number % 7}/{number}"] = data
-                await put(run, storage, f"{number % 7}/{number}", body)
+            large, key = number % 20 == 0, f"{number % 7}/{number}"
+            size = self.large_bytes if large else 1000 + number
+            files[key] = await stored(run, storage, key, size, spooled=large)
 
         async with run.opened() as storage:
             async with trio.open_nursery() as nursery:
                 for number in range(_MANY):
                     nursery.start_soon(one, storage, number)
-            for key, data in stored.items():
+            for key, data in files.items():
                 await holds(run, key, data)
-            await only(run, *stored)
+            await only(run, *files)
 
     @promise
     async def test_rivals_leave_one_complete_file(self, run: Run[StoragePeer]) -> None:
@@ -228,7 +224,7 @@ class StorageContract(Contract[StoragePeer]):
 
     async def _one_of_rivals(self, run: Run[StoragePeer], storage: Storage, key: str, size: int) -> bytes:
         """Put several bodies with `fail` at once, each twice; returns the one that is stored."""
-        stored: list[bytes] = []
+        winners: list[bytes] = []
         at_once = trio.CapacityLimiter(_OTHERS if run.peer.conditional else 1)
 
         async def put_twice() -> None:
@@ -241,27 +237,24 @@ class StorageContract(Contract[StoragePeer]):
                         except KeyTaken as error:
                             check_line(str(error), run.peer.secrets, "the KeyTaken")
                         else:
-                            stored.append(data)
+                            winners.append(data)
 
         async with trio.open_nursery() as nursery:
             for _ in range(_OTHERS):
                 nursery.start_soon(put_twice)
-        assert len(stored) == 2, f"{len(stored)} puts with fail have succeeded, not the two of one body"  # noqa: PLR2004
-        await holds(run, key, stored[0])
-        return stored[0]
+        assert len(winners) == 2, f"{len(winners)} puts with fail have succeeded, not the two of one body"  # noqa: PLR2004
+        await holds(run, key, winners[0])
+        return winners[0]
 
     @promise
     async def test_keys_are_taken_as_they_are(self, run: Run[StoragePeer]) -> None:
         """Keys with spaces, punctuation and any script: each is a separate file."""
-        stored: dict[str, bytes] = {}
         async with run.opened() as storage:
-            for key in _ODD_KEYS:
-                with a_body(200) as (body, stored[key]):
-                    await put(run, storage, key, body)
-            for key, data in stored.items():
+            files = {key: await stored(run, storage, key, 200) for key in _ODD_KEYS}
+            for key, data in files.items():
                 await holds(run, key, data)
-            await only(run, *stored)
-            for key in stored:
+            await only(run, *files)
+            for key in files:
                 await delete(run, storage, key)
             await only(run)
 
@@ -271,8 +264,7 @@ class StorageContract(Contract[StoragePeer]):
         async with run.opened() as storage:
             assert await storage.local(_KEY) is None, "local() finds what was never stored"
             for size, spooled in ((5000, False), (self.large_bytes, True)):
-                with a_body(size, spooled=spooled) as (body, data):
-                    await put(run, storage, _KEY, body)
+                data = await stored(run, storage, _KEY, size, spooled=spooled)
                 local = await storage.local(_KEY)
                 if local is None:
                     continue
@@ -290,8 +282,7 @@ class StorageContract(Contract[StoragePeer]):
                 return
             assert await size(_KEY) is None, "size() finds what was never stored"
             for length, spooled in ((0, False), (5000, False), (self.large_bytes, True)):
-                with a_body(length, spooled=spooled) as (body, _):
-                    await put(run, storage, _KEY, body)
+                await stored(run, storage, _KEY, length, spooled=spooled)
                 found = await size(_KEY)
                 assert found == length, f"size() says {found} bytes, and {length} were stored"
             await delete(run, storage, _KEY)
@@ -303,8 +294,7 @@ class StorageContract(Contract[StoragePeer]):
         urls: set[str] = set()
         async with run.opened() as storage:
             for key in _ODD_KEYS:
-                with a_body(10) as (body, _):
-                    await put(run, storage, key, body)
+                await stored(run, storage, key, 10)
                 url = storage.url(key)
                 if not url:
                     assert await storage.local(key) is not None, "neither url() nor local() finds the file"
@@ -388,34 +378,30 @@ class StorageContract(Contract[StoragePeer]):
         async with run.opened():
             pass
         async with run.opened() as storage:
-            with a_body(300) as (body, data):
-                await put(run, storage, _KEY, body)
+            data = await stored(run, storage, _KEY, 300)
         await holds(run, _KEY, data)
         async with run.opened() as storage:
             await holds(run, _KEY, data)
-            with a_body(200) as (body, data):
-                await put(run, storage, _KEY, body)
-            await holds(run, _KEY, data)
+            await stored(run, storage, _KEY, 200)
 
     @promise
     async def test_two_may_be_open_at_once(self, run: Run[StoragePeer]) -> None:
         """Instances share a storage: opening and closing one does not disturb the puts of another."""
         async with run.opened() as first:
             with a_body(self.large_bytes, spooled=True) as (body, data):
-                stored = trio.Event()
+                over = trio.Event()
 
                 async def store_first() -> None:
                     await put(run, first, _KEY, body)
-                    stored.set()
+                    over.set()
 
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(store_first)
                     opened = 0
-                    while opened < _OTHERS or not stored.is_set():
+                    while opened < _OTHERS or not over.is_set():
                         opened += 1
                         async with run.opened() as second:
-                            with a_body(20) as (small, _):
-                                await put(run, second, f"{_KEY}x", small)
+                            await stored(run, second, f"{_KEY}x", 20)
                         await trio.lowlevel.checkpoint()  # the first has its turn, whatever the plugin does
             await holds(run, _KEY, data)
             await delete(run, first, f"{_KEY}x")
@@ -437,17 +423,8 @@ class StorageContract(Contract[StoragePeer]):
                 content = await run.peer.read(_KEY)
                 assert content in candidates, f"a stop has left {short(content)}"
         async with run.opened() as storage:
-            with a_body(20) as (small, _):
-                await put(run, storage, _KEY, small)
+            await stored(run, storage, _KEY, 20)
             await only(run, _KEY)
-
-    @promise
-    async def test_it_leaves_nothing_behind(self, run: Run[StoragePeer]) -> None:
-        """After closing no task, thread, socket or file of the plugin is left, also after cancels."""
-        await self._work(run)  # what is made once per process is no leak
-        before = resources()
-        await self._work(run)
-        await run.nothing_left(before)
 
     async def _work(self, run: Run[StoragePeer]) -> None:
         async with run.opened() as storage:

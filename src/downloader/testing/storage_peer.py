@@ -109,6 +109,16 @@ async def holds(run: Run[StoragePeer], key: str, data: bytes) -> None:
     assert content == data, f"{key!r} has {short(content)}, and {short(data)} were put"
 
 
+async def stored(
+    run: Run[StoragePeer], storage: Storage, key: str, size: int, *, spooled: bool = False
+) -> bytes:
+    """Put a new file of a size, and check that the key has exactly its bytes; returns the bytes."""
+    with a_body(size, spooled=spooled) as (body, data):
+        await put(run, storage, key, body)
+    await holds(run, key, data)
+    return data
+
+
 async def only(run: Run[StoragePeer], *keys: str) -> None:
     """Wait until exactly the given keys are stored: a cancelled put may take a moment to clean up."""
     stored: set[str] = set()
