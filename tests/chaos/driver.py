@@ -51,6 +51,9 @@ _RESTART_S = 0.2
 _LOG_S = 5.0
 """For the rest of the log of a process that has ended."""
 
+_MARK_S = 60.0
+"""How long a mark on a shared file lasts here, instead of four minutes: longer than any process is frozen."""
+
 _START_S = 600.0
 """Until all members work: more than twenty may start at once, on a busy machine."""
 
@@ -263,6 +266,13 @@ class Chaos:
                         late_s = min(seconds, time.monotonic() - since)
                         self.late[lease] = max(late_s, self.late.get(lease, 0.0))
 
+    async def end_marks(self) -> None:
+        """End the marks of dead reapers on shared files, which would last for longer than most runs."""
+        while True:
+            await trio.sleep(_MARK_S / 10)
+            with suppress(redis.RedisError):
+                await trio.to_thread.run_sync(self.stores.end_marks, _MARK_S)
+
     async def settle(self) -> None:
         """Wait until all tasks in the store have ended, and all groups of jobs are complete."""
         left: set[str] = set(self.history.job_groups)
@@ -360,7 +370,7 @@ async def run_chaos(
         chaos = Chaos(
             stores,
             fleet,
-            Load(origin, sink, random.Random(seed), partial(_ports, members)),
+            Load(origin, sink, random.Random(seed), partial(_ports, members), files=fleet.files),
             members,
             say,
             History(),
@@ -379,6 +389,7 @@ async def run_chaos(
         repeated_gets=chaos.load.repeated_gets(),
         repeated_deliveries=_repeated(chaos),
         refused=chaos.load.refused,
+        deleted=chaos.load.deleted,
         worst_s=max(chaos.late.values(), default=0.0),
         resumed_s=max(chaos.resumed_s, default=0.0),
     )
@@ -401,11 +412,13 @@ async def _run(chaos: Chaos, schedule: list[Fault]) -> None:
         with trio.fail_after(_START_S):
             await _until(lambda: all(member.works for member in chaos.members.values()))
         keeping.start_soon(chaos.watch_leases)
+        keeping.start_soon(chaos.end_marks)
         async with trio.open_nursery() as loading:
             loading.start_soon(chaos.load.run)
             loading.start_soon(JobGroups(chaos.load, chaos.history.job_groups).run)
             await chaos.play(schedule)
             chaos.load.stopping = True
+            loading.cancel_scope.deadline = trio.current_time() + _START_S
         with trio.move_on_after(_START_S):
             await _until(lambda: all(member.works for member in chaos.members.values()))
         await chaos.settle()

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import httpx2
 import trio
@@ -19,11 +20,11 @@ from servers.fleet import job_for
 from servers.origin import Exchange, Origin, Then, body_of
 from servers.sink import Sink
 
-CANCELLED, COOLED, RATED, PAUSED = "cancelled", "cooled", "rated", "paused"
-"""Four special aggregations: jobs of the first are cancelled, the origin of the second asks for pauses, the
-third has a rate, and the fourth is paused and resumed now and then."""
+CANCELLED, COOLED, RATED, PAUSED, SHARED = "cancelled", "cooled", "rated", "paused", "shared"
+"""Five special aggregations: jobs of the first are cancelled, the origin of the second asks for pauses, the
+third has a rate, the fourth is paused and resumed now and then, and jobs of the fifth share their files."""
 
-LIMITS = {"g1": 1, "g2": 2, "g3": 4, "g4": 8, CANCELLED: 4, COOLED: 4, RATED: 8, PAUSED: 4}
+LIMITS = {"g1": 1, "g2": 2, "g3": 4, "g4": 8, CANCELLED: 4, COOLED: 4, RATED: 8, PAUSED: 4, SHARED: 4}
 """By aggregation. Its name is the first segment of the paths of its jobs, by which the origin counts."""
 
 RATE = 5.0
@@ -38,6 +39,13 @@ _HELD_S = 0.6
 _CANCELLED_SHARE = 0.5
 _PAUSE_S = (0.5, 2.0)
 """The shortest and the longest pause, and likewise the time between two pauses."""
+
+_SHARING = 8
+"""How many ended jobs of `SHARED` there are before one is deleted. Fewer than its different files, so that a
+file is often deleted while the next job wants it."""
+
+_DELETED_S = 1.0
+"""How long a reaper may take before the request to delete is repeated."""
 
 _SEALED = "sealed"
 """In place of the id of a job that was refused because its group takes no more jobs."""
@@ -106,7 +114,13 @@ class Load:
     """By path: when the origin asked for a pause."""
     closed: list[Closed] = field(default_factory=list)
     """The pauses of `PAUSED`."""
+    files: Path = Path()
+    """The folder in which the fleet stores files."""
+    deleted: int = 0
+    """How many jobs of `SHARED` were deleted with their records."""
     stopping: bool = False
+    _submitted: bool = False
+    """Whether no more jobs will be submitted."""
     _told: set[str] = field(default_factory=set)
     _waiting: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """By aggregation: accepted jobs, without those whose callback is known to have arrived."""
@@ -120,15 +134,21 @@ class Load:
         self.slots = Slots(self.limits)
 
     async def run(self) -> None:
-        """Submit jobs to each aggregation until `stopping`; a submission that has begun is finished first."""
+        """Submit jobs to each aggregation until `stopping`; a submission that has begun is finished first.
+
+        Then delete all jobs of `SHARED`.
+        """
         async with (
             httpx2.AsyncClient(timeout=_REQUEST_S, trust_env=False) as client,
-            trio.open_nursery() as nursery,
+            trio.open_nursery() as deleting,
         ):
-            for group in self.limits:
-                nursery.start_soon(self._client, client, group)
-            if PAUSED in self.limits:
-                nursery.start_soon(self._pause, client)
+            deleting.start_soon(self._delete_shared, client)
+            async with trio.open_nursery() as nursery:
+                for group in self.limits:
+                    nursery.start_soon(self._client, client, group)
+                if PAUSED in self.limits:
+                    nursery.start_soon(self._pause, client)
+            self._submitted = True
 
     def waiting(self, group: str) -> int:
         """How many accepted jobs have had no callback yet."""
@@ -166,7 +186,8 @@ class Load:
     async def _submit(self, client: httpx2.AsyncClient, group: str) -> None:
         number = next(self._numbers)
         path, job = self._offer(group, number)
-        job = replace(job, job_group=self.rng.choice([*self.job_groups, ""]))
+        if group != SHARED:  # a group counts its jobs, and those of `SHARED` are deleted
+            job = replace(job, job_group=self.rng.choice([*self.job_groups, ""]))
         callback = self.rng.choice(["/ok", "/ok", "/flaky/1", "/slow/0.1"])
         body = job_for(
             self.origin.url(path),
@@ -174,6 +195,7 @@ class Load:
             group=group,
             limit=self.limits[group],
             **({"aggr_rate": RATE} if group == RATED else {}),
+            **({"key": f"{SHARED}/{{sha256}}"} if group == SHARED else {}),
         ) | ({"group": job.job_group} if job.job_group else {})
         tries = 0
         while True:
@@ -211,6 +233,35 @@ class Load:
             if answer.status_code == 200 and answer.json()["pending"]:
                 self.closed.append(Closed(group=PAUSED, why="paused", after_s=after_s, until_s=time.time()))
             await self.insist(client, "PATCH", f"/aggregations/{PAUSED}", (200, 404), paused=False)
+
+    async def _delete_shared(self, client: httpx2.AsyncClient) -> None:
+        """Delete jobs that have ended, all in the end. Before that, the file of each must be there."""
+        deleting: set[str] = set()
+        async with trio.open_nursery() as nursery:
+            is_last = False
+            while not is_last:
+                await trio.sleep(_AGAIN_S)
+                is_last = self._submitted and not self.waiting(SHARED)
+                jobs = [job for job in self.accepted.values() if job.group == SHARED]
+                ended = [job for job in jobs if job.id in self._told and job.id not in deleting]
+                for job in ended:
+                    if job.succeeds and not (self.files / SHARED / job.sha256).exists():
+                        self.complaints.append(f"{job.id} has no file {job.sha256} any more")
+                self.rng.shuffle(ended)
+                for job in ended[0 if self._submitted else _SHARING :]:
+                    deleting.add(job.id)
+                    nursery.start_soon(self._delete, client, job.id)
+
+    async def _delete(self, client: httpx2.AsyncClient, job_id: str) -> None:
+        """Delete a job that has ended, until it has no record: the reaper that was given it may die."""
+        path = f"/jobs/{job_id}?purge=1"
+        while True:
+            answer = await self.insist(client, "DELETE", path, (202, 404, 409))
+            if answer.status_code == 404:
+                break
+            await trio.sleep(_DELETED_S)
+        del self.accepted[job_id], self.paths[job_id]
+        self.deleted += 1
 
     async def insist(
         self, client: httpx2.AsyncClient, method: str, path: str, good: tuple[int, ...], **body: object
@@ -252,7 +303,8 @@ class Load:
     def _offer(self, group: str, number: int) -> tuple[str, Job]:
         """Put a file or a failure at a new path; returns the path and the job, which has no id yet."""
         path = f"/{group}/{number}"
-        body = body_of(self.rng.choice([0, 1, 1000, 70_000, _BODY_BYTES]), path)
+        seed = path if group != SHARED else str(self.rng.randrange(4))
+        body = body_of(self.rng.choice([0, 1, 1000, 70_000, _BODY_BYTES]), seed)
         pause_s = self.rng.uniform(0, _HELD_S)
         kinds = {"whole": 6, "halting": 3, "busy": 2, "cut": 2, "moved": 1, "missing": 1}
         if group == COOLED:

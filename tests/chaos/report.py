@@ -24,6 +24,8 @@ class Report:
     repeated_gets: int
     repeated_deliveries: int
     refused: Counter[str]
+    deleted: int
+    """How many jobs with shared files were deleted."""
     worst_s: float
     """The longest time from the end of a lease until another instance had the task."""
     resumed_s: float
@@ -37,7 +39,8 @@ class Report:
         groups = self.history.job_groups.values()
         return [
             f"seed {self.seed}, {self.seconds:g} s",
-            f"jobs {len(self.history.jobs)}: " + ", ".join(f"{n} {state}" for state, n in states.items()),
+            f"jobs {len(self.history.jobs) + self.deleted}: {self.deleted} deleted, "
+            + ", ".join(f"{n} {state}" for state, n in states.items()),
             f"kills {kills}, freezes {freezes}, all faults {self.done.total()}: "
             + ", ".join(f"{n} {kind}" for kind, n in sorted(self.done.items())),
             "times without starts: "

@@ -87,6 +87,13 @@ class Stores:
                         ]
         return found
 
+    def end_marks(self, after_s: float) -> None:
+        """Let each mark on a shared file end after so many seconds: its reaper is dead."""
+        with self.clients() as clients:
+            for client in clients:
+                for key in client.scan_iter("downloader:*:deleting:*", count=1000):
+                    client.pexpire(key, int(after_s * 1000), lt=True)
+
     def move(self) -> None:
         """Make the replica a primary in place of its own, which has all data when it gives way."""
         replica = self.replica
