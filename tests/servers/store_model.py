@@ -112,6 +112,11 @@ class Job:
     last_callback: int = 0
     """Generation of a callback that a new download has made void."""
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the job can never run again, so that the store keeps a short record without its leases."""
+        return self.short or all(task.state is State.SUCCEEDED for task in self.tasks.values())
+
 
 @dataclass
 class JobGroup:

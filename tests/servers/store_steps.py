@@ -69,12 +69,13 @@ steps = st.one_of(
     st.tuples(st.just("purge"), indexes),
     st.tuples(st.just("define"), st.sampled_from(JOB_GROUPS)),
     st.tuples(st.just("seal"), st.sampled_from(JOB_GROUPS)),
+    st.tuples(st.just("reopen"), st.sampled_from(JOB_GROUPS)),
     st.tuples(st.just("restart")),
 )
 ACTIONS = {
     *("submit", "lease", "settle", "settle_late", "settle_anothers", "renew", "lose_answer", "crash"),
     *("move_clock", "sweep", "reap", "remove", "retry", "cancel", "restart", "throttle", "adjust"),
-    *("purge", "define", "seal"),
+    *("purge", "define", "seal", "reopen"),
 }
 
 

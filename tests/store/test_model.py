@@ -282,7 +282,8 @@ class Model(Expected):
             task = self.task_of(lease)
             if task is not None and expected is Settled.CANCELLED:
                 task.stopping = False
-            if task is not None and how == "release" and task.swept == lease.generation:
+            swept = task is not None and task.swept == lease.generation and not self.jobs[lease.id].has_ended
+            if task is not None and how == "release" and swept:
                 task.crashes -= 1
                 task.swept = 0
             self.done["settle_late"] += 1
@@ -421,6 +422,19 @@ class Model(Expected):
         assert view is not None
         assert view.state == group.state
 
+    async def reopen(self, name: str) -> None:
+        """A client wants to add jobs to a complete group; any other group stays as it is."""
+        if name not in self.job_groups or not self.job_groups[name].unfinished:
+            await self.seal(name)
+        group, callback_id = self.job_groups[name], self.store.new_id(name)
+        view = await self.store.reopen_group(name, callback_id)
+        if group.complete:
+            group.complete = group.sealed = False
+            group.callback = group.callback and replace(group.callback, id=callback_id)
+            self.done["reopen"] += 1
+        assert view is not None
+        assert view.state == group.state
+
     async def retry(self, index: int, download: bool) -> None:  # noqa: FBT001  # drawn
         kind = Kind.DOWNLOAD if download else Kind.CALLBACK
         if all(task.state is not State.FAILED for _, task in self.tasks(kind)):
@@ -509,6 +523,7 @@ class Model(Expected):
                 len(group.unfinished),
             )
             ended = (view.succeeded, view.failed, view.cancelled)
+            assert min(ended) >= 0
             assert ended == tuple(group.ended[state] for state in ENDS)
             assert view.callback_id == (group.callback.id if group.callback and group.complete else "")
 
