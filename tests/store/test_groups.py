@@ -228,6 +228,26 @@ async def test_a_reopened_group_has_a_second_callback(store: JobStore) -> None:
     assert await store.reopen_group("other", "new") is None
 
 
+async def test_a_job_that_was_retried_in_a_complete_group_is_counted_once_after_a_reopen(
+    store: JobStore,
+) -> None:
+    async def run(outcome: Outcome, end: CallbackOutcome) -> None:
+        await store.settle("me", [downloaded(await leased(store), outcome, PLAN, 60)])
+        await store.settle("me", [closed(await leased(store, kind=Kind.CALLBACK), end, 60, 4)])
+
+    spec = await submitted(store, group="g")
+    await run(NO, TAKEN)
+    await store.seal_group("g")
+    assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
+    await run(OK, REFUSED)
+    assert counts(await group_of(store)) == {"jobs": 1, "failed": 1}
+    await store.reopen_group("g", store.new_id("g"))
+    assert await store.retry(spec.id, download=False, limit=4) is Changed.DONE
+    assert counts(await group_of(store)) == {"jobs": 1, "unfinished": 1}
+    await store.settle("me", [closed(await leased(store, kind=Kind.CALLBACK), TAKEN, 60, 4)])
+    assert counts(await group_of(store)) == {"jobs": 1, "succeeded": 1}
+
+
 @pytest.mark.row("F38")
 async def test_a_late_call_about_an_earlier_seal_changes_nothing(
     raw: RawStore, store: JobStore, redis_settings: RedisSettings

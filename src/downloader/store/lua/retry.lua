@@ -42,14 +42,20 @@ local function retry(id)
     redis.call('ZREM', key_failed_downloads(), id)
   end
 
-  -- The job counts as unfinished again, unless its group is complete.
+  -- The job counts as unfinished again. A complete group does not change: `counted_as` is the state by which the group
+  -- counts the job, for a retry after the group was reopened.
   local of_group = job.group and key_job_group(job.group)
-  if of_group and redis.call('EXISTS', of_group) == 1 and not redis.pcall('HGET', of_group, 'completed') and
-    redis.pcall('ZADD', key_members(job.group), 'NX', now, id) == 1 then
-    local counted = task_fields('download', id, 'state')[1]
+  if of_group and redis.call('EXISTS', of_group) == 1 then
+    local counted, before = unpack(task_fields('download', id, 'state', 'counted_as'))
+    counted = before or counted
     if counted ~= 'succeeded' and counted ~= 'cancelled' then counted = 'failed' end
-    redis.pcall('HINCRBY', of_group, counted, -1)
-    redis.pcall('HINCRBY', of_group, 'retried', 1)
+    if redis.pcall('HGET', of_group, 'completed') then
+      redis.call('HSET', key_task('download', id), 'counted_as', counted)
+    elseif redis.pcall('ZADD', key_members(job.group), 'NX', now, id) == 1 then
+      redis.call('HDEL', key_task('download', id), 'counted_as')
+      redis.pcall('HINCRBY', of_group, counted, -1)
+      redis.pcall('HINCRBY', of_group, 'retried', 1)
+    end
   end
   redis.call('ZREM', key_reap(), id)
   redis.call('ZREM', key_failed(), id)
