@@ -36,11 +36,6 @@ class Starts:
         self._counts: dict[tuple[str, str], _Count] = {}
         self._forget_at = FORGET_AT
 
-    @property
-    def counted_names(self) -> int:
-        """Number of aggregations and hosts that are counted at present."""
-        return len(self._counts)
-
     async def counted(self, lease: Lease, attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:
         """Make an attempt. Add the rates of the aggregation and host to its cooldown, if it causes one."""
         counts = [self._begin(name) for name in _names(lease)]

@@ -12,8 +12,8 @@ do -- a script may have 200 local names
 
   -- Fields that are no longer needed. `record` has the final URL, without its query values.
   local LEFT_OUT = {
-    due = true, final_url = true, generation = true, group = true, host = true, owner = true, priority = true, proxy = true,
-    retried = true, settled = true, sha256 = true, swept = true, throttled = true,
+    counted_as = true, due = true, final_url = true, generation = true, group = true, host = true, owner = true,
+    priority = true, proxy = true, retried = true, settled = true, sha256 = true, swept = true, throttled = true,
   }
 
   -- Values of fields that are left out.
@@ -91,7 +91,8 @@ end
 -- How long a complete group is kept (longer than its callback may take), and an unsealed group without unfinished jobs.
 local GROUP_KEPT_MS, GROUP_IDLE_MS = 7 * 24 * 3600 * 1000, 30 * 24 * 3600 * 1000
 
--- Time between two looks at a sealed group. Needed because an earlier version of the service ends jobs without counting.
+-- Time between two looks at a sealed group. Needed because an earlier version of the service ends jobs without
+-- counting.
 local GROUP_LOOK_MS = 60 * 1000
 
 local complete_job_group, check_job_group
@@ -100,13 +101,16 @@ do -- a script may have 200 local names
   -- over all shards, for the callback. A second call changes nothing.
   function complete_job_group(name, counts)
     local record = key_job_group(name)
-    local spec, id, callback, limit, token = unpack(redis.call('HMGET', record, 'spec', 'id', 'callback', 'limit', 'token'))
+    local spec, id, callback, limit, token =
+      unpack(redis.call('HMGET', record, 'spec', 'id', 'callback', 'limit', 'token'))
     if redis.call('HSETNX', record, 'completed', now) == 0 then return end
     redis.call('ZADD', key_job_groups(), now + GROUP_KEPT_MS, name)
     if not spec then return end
-    redis.call('SET', key_job(id), string.sub(spec, 1, -2) .. ',"completes":' .. cjson.encode(cjson.encode(counts)) .. '}')
+    local completes = ',"completes":' .. cjson.encode(cjson.encode(counts)) .. '}'
+    redis.call('SET', key_job(id), string.sub(spec, 1, -2) .. completes)
     -- `not_modified`: there is no file to look for.
-    redis.call('HSET', key_task('download', id), 'state', 'succeeded', 'finished', now, 'group', name, 'not_modified', '1')
+    redis.call('HSET', key_task('download', id), 'state', 'succeeded', 'finished', now, 'group', name,
+      'not_modified', '1')
     conclude(id, {callback = callback, limit = limit, token = token or nil, state = 'succeeded'}, 0)
   end
 

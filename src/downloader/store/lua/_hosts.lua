@@ -3,9 +3,9 @@
 -- If they are configured, a lease call has `hosts`: the limits by host or pattern. A download then has a place at the
 -- URL's host from its lease to its end, and a host has a record like an aggregation's (cooldown, last start).
 --
--- A download must wait while its host is full or the host's gap or cooldown is not over. It then stays in the queue of its
--- aggregation, due at a later time, and is also in `parked`. When the host has a free place, a parked download is made
--- due. Meanwhile the aggregation continues with its next job.
+-- A download must wait while its host is full or the host's gap or cooldown is not over. It then stays in the queue of
+-- its aggregation, due at a later time, and is also in `parked`. When the host has a free place, a parked download is
+-- made due. Meanwhile the aggregation continues with its next job.
 
 -- Most parked downloads per host and aggregation. Further downloads stay in the queue until there are fewer, so that a
 -- large backlog costs nothing.
@@ -59,7 +59,8 @@ local function call_next(host)
   for _, queue in ipairs(queues) do
     local fields = redis.call('HMGET', key_queue_record('download', queue), 'limit', 'paused', unpack(GATE))
     local running = redis.call('SCARD', key_running('download', queue))
-    if fields[2] ~= '1' and running < (tonumber(fields[1]) or 1) and opens(unpack(fields, 3)) <= math.max(now, from) then
+    local free = fields[2] ~= '1' and running < (tonumber(fields[1]) or 1)
+    if free and opens(unpack(fields, 3)) <= math.max(now, from) then
       local parked, tasks = key_parked(host, queue), key_pending('download', queue)
       local first
       repeat

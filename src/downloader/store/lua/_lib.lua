@@ -1,5 +1,5 @@
--- Shared by all transitions, behind `base`, the key functions and `_pace.lua`. `_hosts.lua`, `_ended.lua` and `_wake.lua`
--- follow, and behind them the transitions, each as a function that calls `begin` first.
+-- Shared by all transitions, behind `base`, the key functions and `_pace.lua`. `_hosts.lua`, `_ended.lua` and
+-- `_wake.lua` follow, and behind them the transitions, each as a function that calls `begin` first.
 --
 -- Time is the server's, in ms, the same for the whole script. Numbers from Redis are strings: `tonumber`
 -- before every comparison. Expected refusals are values, never errors.
@@ -12,8 +12,8 @@
 -- are declared here, and `begin` sets each of them. All other variables in these files are constants or functions.
 local arguments, call, now
 
--- Reasons for `place_touched` to wake instances. By kind and type of callback: a queue that has become runnable, and the
--- earliest new timer. `first`: the kinds with a new first queue or a new earliest timer.
+-- Reasons for `place_touched` to wake instances. By kind and type of callback: a queue that has become runnable, and
+-- the earliest new timer. `first`: the kinds with a new first queue or a new earliest timer.
 local joined, earlier, first
 
 -- Queues with a change of tasks, slots or limit in this call, in the order of the first change. A batch often changes
@@ -70,7 +70,8 @@ local function decoded(spec)
   return fields
 end
 
--- Fields of a task that is about to be changed. A key of a wrong type is deleted, and the task continues without a record.
+-- Fields of a task that is about to be changed. A key of a wrong type is deleted, and the task continues without a
+-- record.
 local function task_fields(kind, id, ...)
   local fields = redis.pcall('HMGET', key_task(kind, id), ...)
   if not fields.err then return fields end
@@ -156,8 +157,8 @@ local function queue_of_token(set, token, place)
   return nil, seen
 end
 
--- Notes 16 queues at each end of a set in `turns`: an earlier version adds queues at the end without noting them, and the
--- entries of the first queues may have expired.
+-- Notes 16 queues at each end of a set in `turns`: an earlier version adds queues at the end without noting them, and
+-- the entries of the first queues may have expired.
 local function note_turns(kind, set)
   if turns_noted[set] then return end
   turns_noted[set] = true
@@ -231,8 +232,8 @@ end
 -- The longest cooldown, also after many doublings; `fetch.retry` has the same bound for a cooldown from an origin.
 local MAX_COOLDOWN_MS = 3600 * 1000
 
--- The time (ms, perhaps with a fraction) before which a queue starts no task, from the values of GATE. A value too far in
--- the future is ignored: it can only come from a server clock that was set back.
+-- The time (ms, perhaps with a fraction) before which a queue starts no task, from the values of GATE. A value too far
+-- in the future is ignored: it can only come from a server clock that was set back.
 local function opens(cooling, rate, delay, started, pace)
   local cools, last = tonumber(cooling or nil) or 0, tonumber(started or nil)
   if cools > now + MAX_COOLDOWN_MS then cools = 0 end
@@ -257,8 +258,8 @@ local function pace_shown(cooling, rate, delay, started, pace)
   return per_s and per_s < (tonumber(rate or nil) or math.huge) and string.format('%.3g', per_s) or ''
 end
 
--- Jobs with a priority above 0 are also in `urgent`, with a score of priority and due time: scores of priority 9 begin at
--- 0, of priority 8 at `LEVEL`, and so on. Due times are less than `LEVEL` (the year 11476), and a double holds all
+-- Jobs with a priority above 0 are also in `urgent`, with a score of priority and due time: scores of priority 9 begin
+-- at 0, of priority 8 at `LEVEL`, and so on. Due times are less than `LEVEL` (the year 11476), and a double holds all
 -- scores exactly.
 local MAX_PRIORITY, LEVEL = 9, 3e14
 
@@ -295,12 +296,12 @@ local function next_task(kind, queue, head)
   return head[1], due, false
 end
 
--- Fields of an aggregation's record that an operator may set. While an operator's value applies, `asked_<field>` has the
--- value from the jobs.
+-- Fields of an aggregation's record that an operator may set. While an operator's value applies, `asked_<field>` has
+-- the value from the jobs.
 local ADJUSTABLE = {'limit', 'rate', 'delay'}
 
--- Keeps the record of an aggregation without tasks if an operator has set a value, but removes the values from its jobs.
--- Returns whether the record was kept.
+-- Keeps the record of an aggregation without tasks if an operator has set a value, but removes the values from its
+-- jobs. Returns whether the record was kept.
 local function keep_adjusted(record, queue)
   local kept, theirs = redis.call('HGET', record, 'paused') == '1', {'proxy', 'token', 'counted'}
   for _, name in ipairs(ADJUSTABLE) do
@@ -359,8 +360,8 @@ end
 -- How long the pace of an aggregation without tasks is kept. By then it has reached nearly any rate.
 local PACE_KEPT_MS = 2 * 3600 * 1000
 
--- Deletes the record of a queue without tasks, except for an operator's values, a cooldown, the last start and the pace:
--- they also bound jobs that are submitted one after the other.
+-- Deletes the record of a queue without tasks, except for an operator's values, a cooldown, the last start and the
+-- pace: they also bound jobs that are submitted one after the other.
 local function forget(kind, queue)
   local record, ends = key_queue_record(kind, queue), 0
   if kind == 'download' then
@@ -384,8 +385,8 @@ local function forget(kind, queue)
   redis.call('ZREM', key_queues(kind), queue)
 end
 
--- Puts a queue into `ready` or `unproven` if a task can run now, into `timers` if a task can run later, into none of them
--- if the queue is full, paused or has no pending task. Deletes a queue without tasks.
+-- Puts a queue into `ready` or `unproven` if a task can run now, into `timers` if a task can run later, into none of
+-- them if the queue is full, paused or has no pending task. Deletes a queue without tasks.
 local function place(kind, queue)
   local tasks = key_pending(kind, queue)
   local pending = redis.call('ZCARD', tasks)
@@ -459,8 +460,8 @@ local function mark_of(settled)
 end
 
 -- Whether a task is leased to an owner with a generation (a string): 'held' if so; 'repeated' if this lease has settled
--- the task already, and the caller missed the answer; 'cancelled' if a client has cancelled the download meanwhile; else
--- 'lost'. Also returns the task's queue and, if the task has a place at a host, the host.
+-- the task already, and the caller missed the answer; 'cancelled' if a client has cancelled the download meanwhile;
+-- else 'lost'. Also returns the task's queue and, if the task has a place at a host, the host.
 local function claim(kind, id, owner, generation)
   local task = task_fields(kind, id, 'state', 'owner', 'generation', 'settled', 'group', 'host')
   local queue, host = task[5], task[6]
@@ -506,9 +507,9 @@ end
 -- How long a host's record is kept: longer than any cooldown and any gap.
 local HOST_TTL_MS = MAX_GAP_MS + 3600 * 1000
 
--- Begins a cooldown in the record of a queue or host. `began`: when the download that was throttled began. `had`: how many
--- downloads per second the reporting instance has started there, and how many it runs; absent: the pace stays as it is.
--- `running`: how many run there in the fleet, in which those of other instances are assumed to start as often.
+-- Begins a cooldown in the record of a queue or host. `began`: when the download that was throttled began. `had`: how
+-- many downloads per second the reporting instance has started there, and how many it runs; absent: the pace stays as
+-- it is. `running`: how many run there in the fleet, in which those of other instances are assumed to start as often.
 local function begin_cooldown(record, began, item, had, running)
   local fields = redis.call('HMGET', record, 'cooling', 'cooled', 'cooldowns', 'rate', 'pace')
   local ends, begun, count = tonumber(fields[1] or '0'), tonumber(fields[2] or '0'), tonumber(fields[3] or '0')
@@ -524,13 +525,13 @@ local function begin_cooldown(record, began, item, had, running)
     'cooled', begun, 'cooldowns', count, 'why', item.error)
 end
 
--- Begins a cooldown of an aggregation after a download was throttled, and of the host if the download has a place there.
--- `item` has cool_ms (absent: no cooldown), asked (whether the origin gave the length), host_too (false: the pause was
--- not asked for by the host of the job's URL), error, and `had` and `host_had` (see `begin_cooldown`).
+-- Begins a cooldown of an aggregation after a download was throttled, and of the host if the download has a place
+-- there. `item` has cool_ms (absent: no cooldown), asked (whether the origin gave the length), host_too (false: the
+-- pause was not asked for by the host of the job's URL), error, and `had` and `host_had` (see `begin_cooldown`).
 --
 -- If the origin gave no length, the length doubles with each successive cooldown. A cooldown is successive if the time
--- since the end of the last one is shorter than the last one was. A download that began before the last cooldown belongs
--- to that cooldown and does not count again.
+-- since the end of the last one is shorter than the last one was. A download that began before the last cooldown
+-- belongs to that cooldown and does not count again.
 local function cool_down(id, queue, host, item)
   if not item.cool_ms then return end
   local began = tonumber(redis.call('HGET', key_task('download', id), 'started') or nil) or now
@@ -545,8 +546,8 @@ local function cool_down(id, queue, host, item)
 end
 
 -- The next `call.count` members of a sorted set with their scores, behind the last one read before (`call.id` with
--- `call.score`, '' for none), in ascending order, or with `rev` in descending order. If that one is gone or has moved, all
--- members with the same score are read again, so that none is skipped.
+-- `call.score`, '' for none), in ascending order, or with `rev` in descending order. If that one is gone or has moved,
+-- all members with the same score are read again, so that none is skipped.
 local function read_on(key, rev)
   local start = 0
   if call.id ~= '' then

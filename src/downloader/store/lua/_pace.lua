@@ -56,9 +56,9 @@ do -- the names below are local to this block: a script may have 200 local names
     return began == 0 and written(per_s, at, refused) or pace
   end
 
-  -- The pace after a cooldown that begins at `at`, because the site refused a request that began at `requested`. `asked`:
-  -- the rate that jobs or an operator ask for; nil: none. `measured`: recent starts per second, used if there is no pace
-  -- yet; 0: not known. Returns nil for no pace.
+  -- The pace after a cooldown that begins at `at`, because the site refused a request that began at `requested`.
+  -- `asked`: the rate that jobs or an operator ask for; nil: none. `measured`: recent starts per second, used if there
+  -- is no pace yet; 0: not known. Returns nil for no pace.
   function pace_after_refusal(pace, requested, at, asked, measured)
     local current = pace_at(pace, at)
     if not current and measured <= 0 then return nil end

@@ -6,8 +6,8 @@
 -- woken or should have looked, because that instance may be frozen. The key of a duty holds a time and an instance, and
 -- expires.
 --
--- `types` are the types of callbacks that an instance can deliver, as in ',http,kafka,'; '*' for all, and for downloads.
--- Instances with the same types share `idle` and the two duties.
+-- `types` are the types of callbacks that an instance can deliver, as in ',http,kafka,'; '*' for all, and for
+-- downloads. Instances with the same types share `idle` and the two duties.
 
 -- How long an instance counts as idle after its last look: three times `LOOK_S` of the scheduler.
 local IDLE_MS = 15000
@@ -41,8 +41,8 @@ local function present_types(kind)
   return present
 end
 
--- The present types that can deliver to a queue, and true. If there are none, all present types, and false: any instance
--- may lease the callback, and hands it back.
+-- The present types that can deliver to a queue, and true. If there are none, all present types, and false: any
+-- instance may lease the callback, and hands it back.
 local function types_for(kind, queue)
   local all, able = present_types(kind), {}
   for _, types in ipairs(all) do
@@ -149,7 +149,8 @@ local function waiter_ms(due_ms)
   return math.min(due_ms, LOOK_MS) + BACKUP_MS
 end
 
--- Gives the duty of the waiter to an idle instance with these types, for a timer at `due`. Returns whether there is one.
+-- Gives the duty of the waiter to an idle instance with these types, for a timer at `due`. Returns whether there is
+-- one.
 local function wait_for_timer(kind, types, due)
   local at = math.max(now, due)
   local waiter = appoint(kind, types, key_waiter(kind, types), at, waiter_ms(at - now))
@@ -204,8 +205,8 @@ local function resign(kind, types, instance)
   if due then wait_for_timer(kind, types, due) end
 end
 
--- Called at the end of a lease call by an instance with room for `room` tasks, which got `count`. `due_ms`: ms until more
--- can run (0: now, -1: not known). Returns the ms until the instance is to look (0: now, -1: no duty).
+-- Called at the end of a lease call by an instance with room for `room` tasks, which got `count`. `due_ms`: ms until
+-- more can run (0: now, -1: not known). Returns the ms until the instance is to look (0: now, -1: no duty).
 local function note_idle(kind, types, instance, room, count, due_ms)
   local idle, waits, watches = key_idle(kind, types), key_waiter(kind, types), key_watcher(kind, types)
   redis.call('ZREM', idle, instance)
@@ -240,7 +241,8 @@ local function note_idle(kind, types, instance, room, count, due_ms)
   return looks_in
 end
 
--- Whether the calling process itself takes the next task: it was idle, and its lease call follows in the same round trip.
+-- Whether the calling process itself takes the next task: it was idle, and its lease call follows in the same round
+-- trip.
 local function is_own_next(kind, able)
   local own = call.own and call.own[kind]
   for _, types in ipairs(own and able or {}) do

@@ -21,7 +21,11 @@ for _, name in ipairs(ADJUSTABLE) do
   local value, asked = call[name], 'asked_' .. name
   if value == '' then
     local theirs = redis.call('HGET', record, asked)
-    if theirs == '' then redis.call('HDEL', record, name) elseif theirs then redis.call('HSET', record, name, theirs) end
+    if theirs == '' then
+      redis.call('HDEL', record, name)
+    elseif theirs then
+      redis.call('HSET', record, name, theirs)
+    end
     redis.call('HDEL', record, asked)
   elseif value then
     redis.call('HSETNX', record, asked, redis.call('HGET', record, name) or '')

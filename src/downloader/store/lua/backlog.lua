@@ -6,11 +6,11 @@
 --         kept longest, the destinations are counted}
 -- from    any
 -- to      the same
--- answer  now (ms), oldest (when the first download was due that waits for a slot alone, ms; 0: none), failed (callbacks),
---         download and callback: pending, queues, next (when the first timer is due, ms; 0: none) of each; destinations:
---         name, pending, running, limit, due (of the first pending callback, ms; 0: none) of each; failed_to: name and
---         number of failed callbacks of each destination, in turn; job_groups: how many groups of jobs, sealed: how many of
---         them are sealed and not complete
+-- answer  now (ms), oldest (when the first download was due that waits for a slot alone, ms; 0: none), failed
+--         (callbacks), download and callback: pending, queues, next (when the first timer is due, ms; 0: none) of each;
+--         destinations: name, pending, running, limit, due (of the first pending callback, ms; 0: none) of each;
+--         failed_to: name and number of failed callbacks of each destination, in turn; job_groups: how many groups of
+--         jobs, sealed: how many of them are sealed and not complete
 -- repeat  harmless
 
 -- Pending and running tasks of a queue, from its score in `queues`.

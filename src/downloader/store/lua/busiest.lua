@@ -5,8 +5,8 @@
 -- from    any
 -- to      the same
 -- answer  paused (1 if all aggregations are), total (aggregations with work), downloads and callbacks (running),
---         aggregations: name, score in `queues`, limit, paused ('1' or ''), cooling (until when, ms; '' if it is not) and
---         pace (starts per second; '' for none) of each
+--         aggregations: name, score in `queues`, limit, paused ('1' or ''), cooling (until when, ms; '' if it is not)
+--         and pace (starts per second; '' for none) of each
 -- repeat  harmless
 
 local last = call.skip + call.count - 1

@@ -2,9 +2,9 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner, rated: whether some destinations have a rate, absent: none}, then per result {id, generation,
---         state, error, keep_ms: how long the job is kept, limit: of the queue, slow: whether the destination took long,
---         absent: it did not, record: see `end_job`, for a success of the callback, if the download has succeeded or was
---         cancelled, job_group: of the job, absent: none}
+--         state, error, keep_ms: how long the job is kept, limit: of the queue, slow: whether the destination took
+--         long, absent: it did not, record: see `end_job`, for a success of the callback, if the download has succeeded
+--         or was cancelled, job_group: of the job, absent: none}
 -- from    callback running, this owner and generation
 -- to      callback succeeded | failed
 -- answer  per result: 'done' | 'lease_lost'

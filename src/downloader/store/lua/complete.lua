@@ -7,6 +7,8 @@
 -- answer  1
 -- repeat  1, nothing changed
 
-if redis.call('HGET', key_job_group(call.name), 'sealed') == call.mark then complete_job_group(call.name, call.counts) end
+if redis.call('HGET', key_job_group(call.name), 'sealed') == call.mark then
+  complete_job_group(call.name, call.counts)
+end
 place_touched()
 return 1

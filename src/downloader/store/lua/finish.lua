@@ -1,12 +1,12 @@
 -- finish: running downloads reach their terminal state, and their callbacks become pending.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {kind, owner, own: see `is_own_next`, absent: none}, then per result {id, generation, state, attempts: '1' if it counts, else '0', error,
---         code, status, size, sha256, mime, image, more: names and values of further fields, absent if there are
---         none, callback: its queue or '', limit: of that queue, token: of the job, absent: none, counted: the token
---         if the job counts against its quota, keep_ms: how long a job without a callback is kept, record: see
---         `end_job`, for a success without callback, job_group: of the job, absent: none, phases: of the attempt, absent: not
---         kept, and what `cool_down` needs}
+-- ARGV    1 {kind, owner, own: see `is_own_next`, absent: none}, then per result {id, generation, state, attempts: '1'
+--         if it counts, else '0', error, code, status, size, sha256, mime, image, more: names and values of further
+--         fields, absent if there are none, callback: its queue or '', limit: of that queue, token: of the job, absent:
+--         none, counted: the token if the job counts against its quota, keep_ms: how long a job without a callback is
+--         kept, record: see `end_job`, for a success without callback, job_group: of the job, absent: none, phases: of
+--         the attempt, absent: not kept, and what `cool_down` needs}
 -- from    download running, this owner and generation
 -- to      download succeeded | failed, and callback pending where there is one
 -- answer  per result: 'done' | 'lease_lost' | 'cancelled'

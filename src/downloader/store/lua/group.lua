@@ -7,11 +7,11 @@
 --         home shard, which names the seal that this call is about (absent: a new seal); quota, token_of_quota: of the
 --         caller, as for `submit` (absent: a new group does not count)}
 -- from    any; a complete group is only changed by `reopen`
--- to      the same; with `seal` and without unfinished jobs in any shard, the callback becomes pending; a new group that
---         exceeds the quota is not created
+-- to      the same; with `seal` and without unfinished jobs in any shard, the callback becomes pending; a new group
+--         that exceeds the quota is not created
 -- answer  per group: the fields of the record without `spec`, as names and values; unfinished: number of jobs;
---         callback_state: of a complete group in its home shard ('': no callback, or its job is deleted); empty if there
---         is no such group
+--         callback_state: of a complete group in its home shard ('': no callback, or its job is deleted); empty if
+--         there is no such group
 -- repeat  harmless
 
 local function callback_state(id)

@@ -1,21 +1,21 @@
 -- lease: due tasks become running, leased to one instance for a bounded time.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {kind, owner, request, count: most tasks, lease_ms; last: queues that give tasks only if no other queue can;
---         never: queues that give no tasks; unproven: most callbacks to destinations that have not answered quickly
---         lately; failing: most of these to destinations that have failed; tokens: by token {most tasks before it comes
---         last, most tasks in all, most unproven callbacks}, token: the same for other tokens (both absent: no bound);
---         suspects: number of the owner's running tasks under which two workers died (absent: 0); room: number of
---         further tasks that the owner can work on, which is noted as idle if some room is left (absent: not noted);
+-- ARGV    1 {kind, owner, request, count: most tasks, lease_ms; last: queues that give tasks only if no other queue
+--         can; never: queues that give no tasks; unproven: most callbacks to destinations that have not answered
+--         quickly lately; failing: most of these to destinations that have failed; tokens: by token {most tasks before
+--         it comes last, most tasks in all, most unproven callbacks}, token: the same for other tokens (both absent: no
+--         bound); suspects: number of the owner's running tasks under which two workers died (absent: 0); room: number
+--         of further tasks that the owner can work on, which is noted as idle if some room is left (absent: not noted);
 --         types: see `_wake.lua` (absent: all); hosts: limits of hosts, see `_hosts.lua` (absent: none); rates: starts
 --         per second of callback destinations (absent: none)}
 -- from    pending
 -- to      running, with a new generation
--- answer  due_ms: ms until more can run (0: now, -1: not known); look_ms: ms until the owner is to ask again (0: now, -1:
---         after a wake-up); leases, each with id, queue, generation, attempts, crashes, throttled, limit, proxy, token,
---         spec, proven and failing ('1' or '', of a callback's destination), waited_ms (since the due time; -1: the lease
---         is repeated), age_ms (since the callback became pending), result (of a callback: the fields RESULT of the
---         download that are set). While all aggregations are paused, no download is leased.
+-- answer  due_ms: ms until more can run (0: now, -1: not known); look_ms: ms until the owner is to ask again (0: now,
+--         -1: after a wake-up); leases, each with id, queue, generation, attempts, crashes, throttled, limit, proxy,
+--         token, spec, proven and failing ('1' or '', of a callback's destination), waited_ms (since the due time; -1:
+--         the lease is repeated), age_ms (since the callback became pending), result (of a callback: the fields RESULT
+--         of the download that are set). While all aggregations are paused, no download is leased.
 -- repeat  the same request gets the same leases again, as far as the owner still holds them
 --
 -- Queues take turns: the first in `ready` gives one task (see `next_task`) and moves to the end. A download that cannot
@@ -63,8 +63,8 @@ do -- a script may have 200 local names
   end
 end
 
--- Copies this instance's rate for a callback destination into the destination's record, and the last start of the former
--- record. `gate`: the values of GATE, which are updated.
+-- Copies this instance's rate for a callback destination into the destination's record, and the last start of the
+-- former record. `gate`: the values of GATE, which are updated.
 local function follow_rate(queue, gate)
   local record, rate = key_queue_record(kind, queue), call.rates and call.rates[queue] or false
   if rate == gate[2] then return end
@@ -127,7 +127,8 @@ local function first_of_queues(at)
   return nil, last
 end
 
--- The remaining share of each token, and whether a token comes last or gets nothing. Jobs without a token have no limit.
+-- The remaining share of each token, and whether a token comes last or gets nothing. Jobs without a token have no
+-- limit.
 local left, limited = call.tokens or {}, false
 
 local function note_limited(token)

@@ -1,6 +1,6 @@
 -- list: some jobs: finished ones, those whose download or callback failed, those whose download runs, those of an
--- aggregation that wait, or the unfinished ones of a group of jobs. These three are in the order of their time, others the
--- newest first.
+-- aggregation that wait, or the unfinished ones of a group of jobs. These three are in the order of their time, others
+-- the newest first.
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {which: 'finished' | 'failed callbacks' | 'failed downloads' | 'running' | 'pending' | 'group',
@@ -9,14 +9,15 @@
 -- from    any
 -- to      the same
 -- answer  score and id: of the last one read, '' at the end, jobs: id, queue, state, callback: its state or '',
---         finished and failed: when the download ended and the callback failed (ms or ''), error, code: of the download,
---         destination: the callback's queue or '', spec, of each, or id and ended: its record
+--         finished and failed: when the download ended and the callback failed (ms or ''), error, code: of the
+--         download, destination: the callback's queue or '', spec, of each, or id and ended: its record
 -- repeat  harmless
 
 -- A job may be as large as a request. After this many bytes of them the rest is left to the next call.
 local MAX_BYTES = 4 * 1024 * 1024
 
--- The rows of `reap` together with those of `reap_ended`, the newest first; with equal times those of `reap_ended` first.
+-- The rows of `reap` together with those of `reap_ended`, the newest first; with equal times those of `reap_ended`
+-- first.
 local function with_ended(others)
   local key = key_reap_ended()
   local ended, rows, i = read_on(key, true), {}, 1

@@ -5,7 +5,8 @@
 -- from    download terminal, callback terminal or none, kept long enough
 -- to      the same, but no longer to be retried
 -- answer  due_ms: ms until the next is due (-1: none), jobs: id, spec, file ('1' if there may be one) and digests (of
---         shared files) of each, or id and ended: its record, job_groups: names of those that are due to be looked at, see `tend`
+--         shared files) of each, or id and ended: its record, job_groups: names of those that are due to be looked at,
+--         see `tend`
 -- repeat  other jobs; the same ones are given again after the hold
 
 -- Bounded, because a million jobs may have expired at once.

@@ -1,7 +1,8 @@
 -- retry: failed callbacks are sent again, or failed downloads run again from the start.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {kind: what is run again, request, limit: of a callback's queue, limits: of queues of a type}, then per job {id}
+-- ARGV    1 {kind: what is run again, request, limit: of a callback's queue, limits: of queues of a type}, then per job
+--         {id}
 -- from    callback failed; or download failed, callback terminal or none, and no other proxy in between
 -- to      callback pending; or download pending and callback none
 -- answer  per job: 'done' | 'unknown' | 'conflict'

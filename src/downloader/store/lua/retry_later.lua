@@ -2,15 +2,15 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner}, then per lease {id, generation, delay_ms, error, code, status, attempts: '1' if it
---         counts, else '0', slow: as in `close_callback`, phases: of a download, absent: not known, and what `cool_down`
---         needs}
+--         counts, else '0', slow: as in `close_callback`, phases: of a download, absent: not known, and what
+--         `cool_down` needs}
 -- from    running, this owner and generation
 -- to      pending
 -- answer  per lease: 'done' | 'lease_lost' | 'cancelled'
 -- repeat  'done' again, nothing changed
 --
--- After a failure, a callback destination gets one delivery at a time until one succeeds, so that a dead host takes only
--- one slot of the notifier.
+-- After a failure, a callback destination gets one delivery at a time until one succeeds, so that a dead host takes
+-- only one slot of the notifier.
 
 local kind = call.kind
 local answers = {}

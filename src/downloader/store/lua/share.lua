@@ -1,12 +1,12 @@
 -- share: a job that is about to store a file under a key with its digest is counted among the sharers of the file.
 --
 -- KEYS    1 base of the shard of the job or of the file
--- ARGV    1 {id, digest: of the file, absent: the job is in another shard, file: see `sharers`, absent: it is in another
---         shard, ours: whether the caller, told 'foreign', has seen that no file is there}
+-- ARGV    1 {id, digest: of the file, absent: the job is in another shard, file: see `sharers`, absent: it is in
+--         another shard, ours: whether the caller, told 'foreign', has seen that no file is there}
 -- from    download not over
 -- to      the same
--- answer  'shared'; 'foreign': as before, and the file that may be there is not to be deleted; 'wait': as before, and the
---         file is being deleted; 'over': the download is over; 'many': the job has shared too many files
+-- answer  'shared'; 'foreign': as before, and the file that may be there is not to be deleted; 'wait': as before, and
+--         the file is being deleted; 'over': the download is over; 'many': the job has shared too many files
 -- repeat  the same answer, nothing changed
 
 -- A job shares a second file if the first attempt failed after this and the next one got other bytes.

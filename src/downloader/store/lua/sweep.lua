@@ -46,8 +46,8 @@ for _, id in ipairs(ids) do
     redis.call('ZREM', key_leases(kind), id)
   end
 end
--- Cancelled downloads that the holder has not settled: by the end of the lease the work has stopped. Done for both kinds,
--- because a processor of an earlier version does not look for cancelled downloads.
+-- Cancelled downloads that the holder has not settled: by the end of the lease the work has stopped. Done for both
+-- kinds, because a processor of an earlier version does not look for cancelled downloads.
 for _, each in ipairs(redis.call('ZRANGE', key_stopping(), '-inf', now, 'BYSCORE', 'LIMIT', 0, call.count)) do
   free_cancelled(string.match(each, '^(%w+) (.*)$'))
 end

@@ -3,8 +3,8 @@
 -- KEYS    1 base of the shard
 -- ARGV    1 {}, then per group {name}
 -- from    any
--- to      the same; if all jobs have ended, the callback is pending; a group that has been complete, or unsealed without
---         jobs, for long is deleted
+-- to      the same; if all jobs have ended, the callback is pending; a group that has been complete, or unsealed
+--         without jobs, for long is deleted
 -- answer  names of the groups for which all shards of a Cluster have to be asked
 -- repeat  nothing, because the groups are no longer due
 

@@ -5,8 +5,8 @@
 --         deleted: whether the file is gone, as the caller was told 'delete'}
 -- from    given to a reaper
 -- to      the same
--- answer  'kept': the job is none of the sharers, and the file is left alone; 'delete': the job stays a sharer until the
---         file is gone; 'wait': another caller deletes the file, or this one has taken too long
+-- answer  'kept': the job is none of the sharers, and the file is left alone; 'delete': the job stays a sharer until
+--         the file is gone; 'wait': another caller deletes the file, or this one has taken too long
 -- repeat  'kept' again; 'delete' again for the same mark, nothing changed
 
 local FOREIGN = ''
