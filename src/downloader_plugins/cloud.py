@@ -17,13 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import quote
 
-import trio
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from downloader.backoff import jittered
 from downloader.errors import PluginError
 from downloader.net import parse_endpoint
-from downloader.paths import is_safe_path
 from downloader.storage import (
     Body,
     Buckets,
@@ -37,7 +34,15 @@ from downloader.storage import (
     parse_section,
     text_globs,
 )
-from downloader_plugins.objects import Call, Threads, user_metadata
+from downloader_plugins.objects import (
+    Call,
+    PassingError,
+    Threads,
+    check_ours,
+    full_key,
+    marked_metadata,
+    repeated,
+)
 
 if TYPE_CHECKING:  # imported late
     from obstore.store import AzureStore, GCSStore
@@ -46,9 +51,6 @@ if TYPE_CHECKING:  # imported late
 
 Scheme = Literal["gs", "az"]
 """`gs` is Google Cloud Storage, `az` Azure Blob Storage, where buckets are called containers."""
-
-_MAX_KEY_BYTES = 1024
-"""Longest key of both services."""
 
 _PART_BYTES = 8 * 1024 * 1024
 """Size of a part; larger files are sent in parts."""
@@ -81,8 +83,7 @@ _CHECK_KEY = ".downloader-check"
 """Key of the empty object by which an opening tests whether the bucket is writable."""
 
 _SHA256 = "downloader_sha256"
-"""Metadata of an object that is stored with `key_exists` `fail`; a later attempt recognises the object by it.
-Azure allows no hyphen in a name."""
+"""See `marked_metadata`. Azure allows no hyphen in a name."""
 
 _AZURE_NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
@@ -256,7 +257,8 @@ class Bucket:
             raise StorageRefused(
                 f"{self.at.bucket}: a file over 64 MiB cannot have key_exists {body.key_exists}"
             )
-        stored = await self._tried(partial(self._put, full, body, conditional=conditional))
+        put = partial(self._put, full, body, conditional=conditional)
+        stored = await repeated(lambda: self._run(put), _PAUSES_S)
         if (
             not stored
             and body.key_exists == "fail"
@@ -294,21 +296,7 @@ class Bucket:
         await self._run(lambda _: self._delete(full))
 
     def _full(self, key: str) -> str:
-        full = self.at.prefix + key
-        if not is_safe_path(key):
-            raise StorageRefused(f"not a valid key: {key!r}")
-        if len(full.encode()) > _MAX_KEY_BYTES:
-            raise StorageRefused(f"{self.at.bucket}: the key has more than {_MAX_KEY_BYTES} bytes")
-        return full
-
-    async def _tried(self, work: Callable[[Call], T]) -> T:
-        """Call `_run` again after `_Disturbed`."""
-        for pause_s in _PAUSES_S:
-            try:
-                return await self._run(work)
-            except _Disturbed:
-                await trio.sleep(jittered(pause_s))
-        return await self._run(work)
+        return full_key(self.at.prefix, key, bucket=self.at.bucket)
 
     async def _run(self, work: Callable[[Call], T]) -> T:
         from obstore.exceptions import BaseError  # noqa: PLC0415 - see the module's docstring
@@ -376,17 +364,12 @@ class Bucket:
         return bool(stored.meta["size"] == body.size and stored.attributes.get(_SHA256) == body.sha256)
 
     def _attributes(self, body: Body) -> dict[str, str]:
-        marks = {_SHA256: body.sha256} if body.key_exists == "fail" else {}
-        metadata = user_metadata(marks | dict(body.metadata))
+        metadata = marked_metadata(body, _SHA256)
         if self.at.scheme == "az":
             names = ((name.replace("-", "_"), value) for name, value in metadata.items())
             metadata = {name: value for name, value in names if _AZURE_NAME.fullmatch(name)}
         headers = {"Content-Type": body.mime_type, "Content-Disposition": body.content_disposition}
         return metadata | {name: value for name, value in headers.items() if value}
-
-
-class _Disturbed(StorageError):
-    """See `_PAUSES_S`."""
 
 
 def _open_bucket(at: BucketUrl, settings: ConnectionSettings, threads: Threads, *, own: bool) -> Bucket:
@@ -443,8 +426,7 @@ def _pieces(body: Body, part_bytes: int, call: Call) -> Iterator[bytes]:
     else:
         yield from _read(body.path, body.size, part_bytes, call)
     call.check()
-    if not body.still_ours():
-        raise StorageError("another instance has taken the job")
+    check_ours(body)
 
 
 def _read(path: Path, size: int, part_bytes: int, call: Call) -> Iterator[bytes]:
@@ -480,7 +462,7 @@ def _explain(exc: Exception, *, bucket: str, own: bool) -> StorageError:
         )
         return StorageError(f"{bucket}: {reason}")
     if "<Code>InvalidBlockList</Code>" in text:
-        return _Disturbed(f"{bucket}: another upload of the same key has ended meanwhile")
+        return PassingError(f"{bucket}: another upload of the same key has ended meanwhile")
     status = int(match[1])
     text = f"{bucket}: status {status}" + (f": {_MEANING[status]}" if status in _MEANING else "")
     at_fault = 400 <= status < 500 and status not in _NOT_THE_BUCKET  # noqa: PLR2004 - the client errors

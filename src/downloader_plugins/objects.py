@@ -1,16 +1,19 @@
-"""Common to the plugins that store objects: blocking calls in threads, and user metadata."""
+"""Common to the plugins that store objects: keys, metadata, repetitions, and blocking calls in threads."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from email.charset import BASE64, Charset
 from email.header import Header
 from typing import TypeVar
 
 import trio
 
+from downloader.backoff import jittered
 from downloader.net import is_token
+from downloader.paths import is_safe_path
+from downloader.storage import Body, StorageError, StorageRefused
 
 THREADS = 16
 """Most requests in flight for one storage, or for all buckets of jobs together."""
@@ -97,6 +100,48 @@ class Threads:
         return results[0]
 
 
+MAX_KEY_BYTES = 1024
+"""Longest key of S3, Google and Azure."""
+
+
+def full_key(folder: str, key: str, *, bucket: str) -> str:
+    """Put `folder`, a prefix, before a key; `bucket` is for the error's text.
+
+    Raises:
+        StorageRefused: the key is not valid, or the full key is too long.
+    """
+    full = folder + key
+    if not is_safe_path(key):
+        raise StorageRefused(f"not a valid key: {key!r}")
+    if len(full.encode()) > MAX_KEY_BYTES:
+        raise StorageRefused(f"{bucket}: the key has more than {MAX_KEY_BYTES} bytes")
+    return full
+
+
+def check_ours(body: Body) -> None:
+    """Raise if the job was lost to a different instance; called right before the file is published.
+
+    Raises:
+        StorageError: see above.
+    """
+    if not body.still_ours():
+        raise StorageError("another instance has taken the job")
+
+
+class PassingError(StorageError):
+    """Temporary failure: the request may be repeated within the same call."""
+
+
+async def repeated(call: Callable[[], Awaitable[T]], pauses_s: Sequence[float]) -> T:
+    """Await `call()`; after a `PassingError` call it again, once for each of the pauses, which get jitter."""
+    for pause_s in pauses_s:
+        try:
+            return await call()
+        except PassingError:
+            await trio.sleep(jittered(pause_s))
+    return await call()
+
+
 MAX_METADATA_BYTES = 2048
 """S3's limit of names and values together."""
 
@@ -106,6 +151,15 @@ decodes encoded words (RFC 2047)."""
 
 _UTF8 = Charset("utf-8")
 _UTF8.header_encoding = BASE64
+
+
+def marked_metadata(body: Body, mark: str) -> dict[str, str]:
+    """The user metadata of an object; for `key_exists` `fail` with the digest, under the name `mark`.
+
+    A later attempt recognises the object by the digest: an ETag is not always a digest of the bytes.
+    """
+    marks = {mark: body.sha256} if body.key_exists == "fail" else {}
+    return user_metadata(marks | dict(body.metadata))
 
 
 def user_metadata(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from downloader.errors import PluginError
 from downloader.storage import StorageError, StorageRefused
-from downloader_plugins.objects import MAX_METADATA_BYTES, user_metadata
+from downloader_plugins.objects import MAX_METADATA_BYTES, PassingError, user_metadata
 from downloader_plugins.s3 import open_buckets, open_s3
-from downloader_plugins.s3.client import PassingError, explain
+from downloader_plugins.s3.client import explain
 from downloader_plugins.s3.settings import object_url
 from servers.plugins import opened_storage
 

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from downloader.paths import is_safe_path, split_path
@@ -74,9 +74,7 @@ class Folders:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for fd in (*self._open.values(), *self._stale):
             os.close(fd)
 
@@ -297,11 +295,6 @@ def _publish_into(folders: Folders, parts: Parts, body: Body, *, source: str, so
     os.unlink(source, dir_fd=source_dir)
 
 
-def _link(source: str | Path, target: str, *, src_dir_fd: int | None, dst_dir_fd: int) -> None:
-    """Like a rename that fails if the target exists; the source stays, too."""
-    os.link(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=False)
-
-
 def _is_kept(name: str, folder: int, body: Body) -> bool:
     """Whether the existing file is accepted: `key_exists` is `keep`, or the file has the same bytes.
 
@@ -329,11 +322,14 @@ def rename_into(
     source_dir: int | None,
     replace: bool = True,
 ) -> None:
-    """Rename a file to the final path; create folders, again after a concurrent deletion."""
+    """Rename a file to the final path; create folders, again after a concurrent deletion.
+
+    Without `replace`, an existing file is a `FileExistsError`, and the source stays too.
+    """
+    rename: Callable[..., None] = os.rename if replace else partial(os.link, follow_symlinks=False)
     for tries_left in reversed(range(_RACES)):
         try:
             folder = folders.open(parts[:-1], create=True)
-            rename = os.rename if replace else _link
             rename(source, parts[-1], src_dir_fd=source_dir, dst_dir_fd=folder)
         except FileNotFoundError:
             folders.forget(parts[:-1])

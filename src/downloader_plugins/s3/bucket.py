@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,18 +17,13 @@ import trio
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
-from downloader.backoff import jittered
-from downloader.paths import is_safe_path
 from downloader.storage import Body, KeyTaken, StorageError, StorageRefused, StoredFile
-from downloader_plugins.objects import Call, Threads, user_metadata
-from downloader_plugins.s3.client import Clients, ObjectExists, PassingError, error_code, explain
-from downloader_plugins.s3.uploads import Slice, Uploads, content_md5
+from downloader_plugins.objects import Call, Threads, check_ours, full_key, marked_metadata, repeated
+from downloader_plugins.s3.client import Clients, ObjectExists, error_code, explain
+from downloader_plugins.s3.uploads import Uploads, content_md5, open_part
 
 if TYPE_CHECKING:  # stubs, which only type checking has
     from types_boto3_s3.type_defs import CompletedPartTypeDef, ListMultipartUploadsOutputTypeDef
-
-MAX_KEY_BYTES = 1024
-"""S3's limit of a key."""
 
 PART_BYTES = 8 * 1024 * 1024
 """Size of a part; larger files are sent in parts. S3 requires 5 MiB except for the last part."""
@@ -60,8 +55,7 @@ CHECK_KEY = ".downloader-check"
 """Key of the upload by which `check` tests whether the bucket is writable."""
 
 _SHA256 = "downloader-sha256"
-"""Metadata of an object that is stored with `key_exists` `fail`; a later attempt recognises the object by it,
-because S3's ETag is not always a digest of the bytes."""
+"""See `marked_metadata`."""
 
 _MULTIPART_ETAG = re.compile(r'"?[0-9a-f]{32}-(?P<parts>\d+)"?')
 
@@ -196,18 +190,13 @@ class Bucket:
                     return
 
     def _full(self, key: str) -> str:
-        full = self.folder + key
-        if not is_safe_path(key):
-            raise StorageRefused(f"not a valid key: {key!r}")
-        if len(full.encode()) > MAX_KEY_BYTES:
-            raise StorageRefused(f"S3 bucket {self.name}: the key has more than {MAX_KEY_BYTES} bytes")
-        return full
+        return full_key(self.folder, key, bucket=f"S3 bucket {self.name}")
 
     async def _put_parts(self, key: str, body: Body, path: Path) -> None:
         options = self._object_options(body)
         async with self.uploads.turn(key):
             # Abort the uploads of earlier attempts. An attempt still running on another instance then fails.
-            _check_ours(body)
+            check_ours(body)
             await self._abort_earlier(key, body)
             requests, upload = await self._begun(key, options, body)
             self.uploads.live.add(upload)
@@ -277,12 +266,7 @@ class Bucket:
 
     async def _tried(self, work: Callable[[Call], T]) -> T:
         """Call `_run`; after a temporary error repeat the call, twice at most."""
-        for pause_s in _PAUSES_S:
-            try:
-                return await self._run(work)
-            except PassingError:
-                await trio.sleep(jittered(pause_s))
-        return await self._run(work)
+        return await repeated(lambda: self._run(work), _PAUSES_S)
 
     async def _run(self, work: Callable[[Call], T]) -> T:
         try:
@@ -297,12 +281,12 @@ class Bucket:
             data = body.data or b""
             self._put_object(key, body, data, content_md5([data]))
             return
-        with closing(Slice(body.path, 0, body.size, call)) as source:
-            self._put_object(key, body, source, source.md5())
+        with open_part(body.path, 0, body.size, call) as (source, md5):
+            self._put_object(key, body, source, md5)
 
     def _put_object(self, key: str, body: Body, source: Any, md5: str) -> None:
         options = self._object_options(body)
-        _check_ours(body)
+        check_ours(body)
         response = self.clients.quick.put_object(
             Bucket=self.name,
             Key=key,
@@ -321,7 +305,7 @@ class Bucket:
         return response["UploadId"]
 
     def _send_part(self, part: _Part, call: Call) -> str:
-        with closing(Slice(part.path, part.offset, part.size, call)) as source:
+        with open_part(part.path, part.offset, part.size, call) as (source, md5):
             response = self.clients.quick.upload_part(
                 Bucket=self.name,
                 Key=part.key,
@@ -329,7 +313,7 @@ class Bucket:
                 PartNumber=part.number,
                 Body=source,  # type: ignore[arg-type]  # botocore only calls read, seek and tell
                 ContentLength=part.size,
-                ContentMD5=source.md5(),
+                ContentMD5=md5,
             )
         return self._confirmed(response)
 
@@ -337,7 +321,7 @@ class Bucket:
         parts: list[CompletedPartTypeDef] = [
             {"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)
         ]
-        _check_ours(body)
+        check_ours(body)
         response = self.clients.patient.complete_multipart_upload(
             Bucket=self.name, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}, **_condition(body)
         )
@@ -367,11 +351,10 @@ class Bucket:
                 raise
 
     def _object_options(self, body: Body) -> dict[str, Any]:
-        marks = {_SHA256: body.sha256} if body.key_exists == "fail" else {}
         return {
             **self.options,
             "ContentType": body.mime_type,
-            "Metadata": user_metadata(marks | dict(body.metadata)),
+            "Metadata": marked_metadata(body, _SHA256),
             **({"ContentDisposition": body.content_disposition} if body.content_disposition else {}),
         }
 
@@ -407,8 +390,3 @@ class Bucket:
 def _condition(body: Body) -> Mapping[str, Any]:
     """The condition of a request that may not replace an object."""
     return {"IfNoneMatch": "*"} if body.key_exists in ("keep", "fail") else {}
-
-
-def _check_ours(body: Body) -> None:
-    if not body.still_ours():
-        raise StorageError("another instance has taken the job")

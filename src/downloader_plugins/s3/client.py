@@ -11,7 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from downloader.storage import StorageError, StorageRefused
 from downloader_plugins.aws import open_client, reason_of
-from downloader_plugins.objects import THREADS
+from downloader_plugins.objects import THREADS, PassingError
 from downloader_plugins.s3.settings import ConnectionSettings
 
 if TYPE_CHECKING:  # stubs, which only type checking has
@@ -127,10 +127,6 @@ _CODE = re.compile(r"[0-9A-Za-z._-]{1,64}")
 _RETRIED_AT_ONCE = (aws.ConnectionClosedError, aws.EndpointConnectionError, aws.ResponseStreamingError)
 """Exceptions after which the request is repeated at once. Timeouts are not: other files would have to
 wait."""
-
-
-class PassingError(StorageError):
-    """Temporary failure: the request may be repeated within the same call."""
 
 
 class ObjectExists(StorageError):

@@ -1,73 +1,45 @@
-"""File objects for parts of files, and the uploads in progress."""
+"""Parts of files, and the uploads in progress."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import os
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from downloader.storage import StorageError
 from downloader_plugins.objects import Call
 
+if TYPE_CHECKING:  # imported late, with boto3
+    from s3transfer.utils import ReadFileChunk
+
 _READ_BYTES = 256 * 1024
 """Bytes of the file read at once for the digest."""
 
 
-class Slice:
-    """A part of a file as a file object that botocore can read and seek.
+@contextmanager
+def open_part(path: Path, offset: int, size: int, call: Call) -> Iterator[tuple[ReadFileChunk, str]]:
+    """Open a part of a file for botocore; yields the part and its `Content-MD5`.
 
     Reading raises `GivenUp` after a cancel.
+
+    Raises:
+        OSError: the file cannot be read.
+        StorageError: the file ends before the part.
     """
+    from s3transfer.utils import ReadFileChunk  # noqa: PLC0415 - a part of boto3, see the package's docstring
 
-    def __init__(self, path: Path, offset: int, size: int, call: Call) -> None:
-        self._file = path.open("rb", buffering=0)
-        self._offset = offset
-        self._size = size
-        self._at = 0
-        self._call = call
-
-    def read(self, count: int | None = -1) -> bytes:
-        """Read up to `count` bytes; fewer if the file was truncated."""
-        self._call.check()
-        remaining = self._size - self._at
-        data = os.pread(
-            self._file.fileno(),
-            remaining if count is None or count < 0 else min(count, remaining),
-            self._offset + self._at,
-        )
-        self._at += len(data)
-        return data
-
-    def seek(self, to: int, whence: int = os.SEEK_SET) -> int:
-        """Set the position, counted from the start of the part."""
-        self._at = to + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        """The position."""
-        return self._at
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def md5(self) -> str:
-        """The `Content-MD5` of the part; the position is then at the start.
-
-        Raises:
-            StorageError: the file ends before the part.
-        """
-        digest = content_md5(iter(partial(self.read, _READ_BYTES), b""))
-        if self._at < self._size:
+    with ReadFileChunk.from_filename(str(path), offset, size, callbacks=[lambda **_: call.check()]) as part:
+        md5 = content_md5(iter(partial(part.read, _READ_BYTES), b""))
+        if part.tell() < size:
             raise StorageError("the file to be sent is shorter than it was")
-        self.seek(0)
-        return digest
+        part.seek(0)
+        yield part, md5
 
 
 def content_md5(pieces: Iterable[bytes]) -> str:
