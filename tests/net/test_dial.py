@@ -91,7 +91,7 @@ async def test_an_allowed_address_connects_in_every_spelling(host: str) -> None:
         assert stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert stream.socket.getpeername() == ("127.0.0.1", port)
         assert not stream.is_readable()
-        await stream.aclose()
+        stream.close()
         with pytest.raises(StreamBroken):
             await stream.receive(1)
         with pytest.raises(StreamBroken):
@@ -102,7 +102,7 @@ async def test_addresses_are_never_looked_up() -> None:
     names = Names()
     with listening() as sock:
         stream = await dialer(LOOPBACK, resolver=names).connect(host_of("2130706433"), sock.getsockname()[1])
-        await stream.aclose()
+        stream.close()
     assert names.asked == []
 
 
@@ -124,7 +124,7 @@ async def test_rebinding_meets_one_look_up_and_one_verdict_per_connection() -> N
         stream = await guarded.connect("rebind.test", port)
         assert names.asked == ["rebind.test"]
         assert stream.socket.getpeername()[0] == "127.0.0.2"
-        await stream.aclose()
+        stream.close()
         with pytest.raises(EgressRefused):
             await guarded.connect("rebind.test", port)
         assert names.asked == ["rebind.test", "rebind.test"]
@@ -170,7 +170,7 @@ async def test_a_name_in_allow_may_lead_anywhere_but_to_metadata() -> None:
     policy = EgressPolicy.parse(["*.internal"], setting="egress.downloads")
     guarded = dialer(policy, resolver=names)
     with listening() as sock:
-        await (await guarded.connect("media.internal", sock.getsockname()[1])).aclose()
+        (await guarded.connect("media.internal", sock.getsockname()[1])).close()
     with pytest.raises(EgressRefused, match="metadata"):
         await guarded.connect("evil.internal", 80)
 
@@ -180,7 +180,7 @@ async def test_the_next_address_is_tried_when_one_fails() -> None:
         names = Names(two_test=[["::1", "127.0.0.3", "127.0.0.2"]])
         stream = await dialer(LOOPBACK, resolver=names).connect("two.test", port)
         assert stream.socket.getpeername()[0] == "127.0.0.2"
-        await stream.aclose()
+        stream.close()
 
 
 @pytest.mark.parametrize(("before", "found"), [(15, True), (16, False)])
@@ -192,7 +192,7 @@ async def test_not_all_of_very_many_addresses_are_tried(
         names = Names(many_test=[[f"127.0.1.{number}" for number in range(before)] + ["127.0.0.2"]])
         guarded = dialer(LOOPBACK, resolver=names)
         try:
-            await (await guarded.connect("many.test", port)).aclose()
+            (await guarded.connect("many.test", port)).close()
         except ConnectFailed:
             assert not found
         else:
@@ -203,7 +203,7 @@ async def test_a_name_with_thousands_of_addresses_is_refused() -> None:
     async with serving(echo, "127.0.0.2") as port:
         most, more = ["127.0.0.2"] * 256, ["127.0.0.2"] * 257
         guarded = dialer(LOOPBACK, resolver=Names(many_test=[most, more, most, more]))
-        await (await guarded.connect("many.test", port)).aclose()
+        (await guarded.connect("many.test", port)).close()
         with pytest.raises(EgressRefused, match="more than 256 addresses"):
             await guarded.connect("many.test", port)
         await guarded.check_target("many.test")
@@ -222,7 +222,7 @@ async def test_a_silent_address_delays_the_next_by_a_moment_only() -> None:
                 stream = await patient.connect("two.test", port)
             assert stream.socket.getpeername()[0] == "127.0.0.2"
             assert trio.current_time() - began > 0.2
-            await stream.aclose()
+            stream.close()
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import trio
@@ -55,7 +55,7 @@ async def test_tls_keeps_the_name(ca: trustme.CA) -> None:
         assert await stream.receive(10) == b"ping"
         assert stream.tls.version() == "TLSv1.3"
         assert stream.socket.getpeername() == ("127.0.0.1", port)
-        await stream.aclose()
+        stream.close()
     assert seen == ["origin.test"]
 
 
@@ -127,7 +127,7 @@ async def test_a_requested_client_certificate_is_a_tls_failure(ca: trustme.CA) -
         stream = await secure(await connect(port), client_context(ca), "origin.test")
         with pytest.raises(TlsFailed, match="certificate required"):
             await stream.receive(10)
-        await stream.aclose()
+        stream.close()
 
 
 async def test_a_name_that_sni_cannot_carry_is_tls(ca: trustme.CA) -> None:
@@ -168,26 +168,3 @@ async def test_a_cancel_in_the_handshake_closes_the_socket(ca: trustme.CA) -> No
             await secure(stream, client_context(ca), "x.test", within_s=30)
         assert scope.cancelled_caught
         assert sock.fileno() == -1
-
-
-async def test_closing_tls_does_not_wait_for_a_peer_that_does_not_read(ca: trustme.CA) -> None:
-    async def deaf(stream: trio.SocketStream) -> None:
-        tls = trio.SSLStream(stream, server_context(ca, "origin.test"), server_side=True)
-        await tls.do_handshake()
-        await trio.sleep_forever()
-
-    async with serving(deaf) as port:
-        stream = await secure(await connect(port), client_context(ca), "origin.test")
-        sock = stream.socket
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_fill, cast("Any", stream._below)._stream)
-            await trio.testing.wait_all_tasks_blocked(0.05)
-            nursery.cancel_scope.cancel()
-        with trio.fail_after(20):
-            await stream.aclose()
-        assert sock.fileno() == -1
-
-
-async def _fill(stream: trio.SocketStream) -> None:
-    while True:
-        await stream.send_all(bytes(65536))

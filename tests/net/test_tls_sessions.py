@@ -340,7 +340,7 @@ async def test_a_burst_of_handshakes_leaves_the_loop_to_others(trusting: ssl.SSL
     async def connect(port: int, number: int) -> None:
         peer = ("", "", UrlOrigin("https", "127.0.0.1", number, b""), trusting)
         stream = await handshakes.start_tls(await dialer.connect("127.0.0.1", port), peer, within_s=5)
-        await stream.aclose()
+        stream.close()
 
     async with serving(together) as port:
         trio.lowlevel.add_instrument(passes)

@@ -8,9 +8,7 @@ import pytest
 import trio
 import trustme
 
-from downloader.net.stream import Stream
 from downloader.notify import Delivered, Notifier, Result, RetryLater
-from servers.loopback import Changed
 from servers.webhooks import OK, PAYLOAD, Receiver, opened, receiving
 
 
@@ -50,52 +48,6 @@ async def test_https_with_an_authority_of_our_own(ca: trustme.CA, tmp_path: Path
         result = await notifier.deliver(receiver.url(scheme="https"), PAYLOAD)
     assert isinstance(result, RetryLater)
     assert result.reason.startswith("TLS handshake failed: certificate verify failed: IP address mismatch")
-
-
-async def test_connections_that_are_being_given_up_are_not_used(
-    receiver: Receiver, notifier: Notifier
-) -> None:
-    closing, go, both = trio.Event(), trio.Event(), trio.Event()
-
-    def change(stream: Stream) -> None:
-        """The first close takes until `go`."""
-        close = stream.aclose
-
-        async def slowly() -> None:
-            await close()
-            if not closing.is_set():
-                closing.set()
-                await go.wait()
-
-        stream.aclose = slowly  # type: ignore[method-assign] # to be slow
-
-    Changed(notifier.transport, change)  # type: ignore[attr-defined] # ours
-
-    async def answer(stream: trio.abc.Stream) -> None:
-        if len(receiver.requests) == 2:
-            both.set()
-        await both.wait()
-        await stream.send_all(OK)
-        await stream.receive_some(65536)  # the next request, which gets no answer
-
-    results: list[type] = []
-
-    async def deliver() -> None:
-        results.append(type(await notifier.deliver(receiver.url(), PAYLOAD)))
-
-    receiver.answer = answer
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(deliver)
-            nursery.start_soon(deliver)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(deliver)
-            await closing.wait()
-            await deliver()
-            go.set()
-        await deliver()
-    assert results == [Delivered, Delivered, RetryLater, RetryLater, Delivered]
-    assert receiver.connections == 3
 
 
 @pytest.mark.row("H11")

@@ -144,10 +144,10 @@ class Connection:
         """Whether the peer of an idle connection has closed the connection or sent unexpected bytes."""
         return self.stream.is_readable()
 
-    async def aclose(self) -> None:
-        """Close the connection; a cancel does not keep the socket open."""
+    def close(self) -> None:
+        """Close the connection at once."""
         self._response.drop_parser()
-        await self.stream.aclose()
+        self.stream.close()
 
     async def _receive(self) -> bytes:
         bulk = self._content >= max(_BULK_BYTES, self._response.pieces * _SMALL_PIECE_BYTES)

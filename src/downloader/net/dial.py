@@ -190,12 +190,12 @@ class Dialer:
     async def _addresses(self, name: str, port: int, deadline: float) -> Sequence[str]:
         """The addresses of a host, at least one; all are allowed."""
         self.policy.check_name(name)
-        literal = parse_address(name) is not None
+        literal = parse_address(name)
         addresses = [name] if literal else await _resolve(self.resolver, name, port, deadline)
         if len(addresses) > _MAX_ADDRESSES:
             raise EgressRefused(f"address not allowed: {name} has more than {_MAX_ADDRESSES} addresses")
         for address in addresses:
-            self.policy.check(name, address, is_own=self.is_own)
+            self.policy.check(name, literal or address, is_own=self.is_own)
         return addresses
 
 
@@ -252,7 +252,7 @@ async def _connect_first(addresses: Sequence[str], port: int) -> trio.socket.Soc
 
 
 async def _connect(address: str, port: int) -> trio.socket.SocketType:
-    family = trio.socket.AF_INET if ip_address(address).version == 4 else trio.socket.AF_INET6  # noqa: PLR2004 - IPv4
+    family = trio.socket.AF_INET6 if ":" in address else trio.socket.AF_INET
     sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
     try:
         await sock.connect((address, port))

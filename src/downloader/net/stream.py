@@ -73,9 +73,9 @@ class Stream:
     def share_session(self) -> None:
         """Let a later connection resume the TLS session, if there is one; call after a response."""
 
-    async def aclose(self) -> None:
-        """Close at once, without a TLS close_notify; a cancel does not keep the socket open."""
-        await trio.aclose_forcefully(self._stream)
+    def close(self) -> None:
+        """Close at once, without a TLS close_notify."""
+        self.socket.close()
 
 
 class TlsStream(Stream):
@@ -179,9 +179,9 @@ class TlsStream(Stream):
             share(session)
         self._below.share_session()
 
-    async def aclose(self) -> None:
-        """See `Stream.aclose`."""
-        await self._below.aclose()
+    def close(self) -> None:
+        """See `Stream.close`."""
+        self._below.close()
 
     async def _flush(self) -> None:
         if self._outgoing.pending:

@@ -63,8 +63,7 @@ class Handshakes:
                     )
                     await secure.do_handshake(self._turns)
             except BaseException:
-                with trio.CancelScope(shield=True):  # a forceful close does not wait for the peer
-                    await stream.aclose()
+                stream.close()
                 raise
         except trio.TooSlowError as exc:
             raise TimedOut(f"no TLS handshake within {within_s:g} s") from exc

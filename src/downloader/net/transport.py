@@ -24,9 +24,6 @@ from downloader.net.tls import Handshakes, Peer, ResumptionFailed
 from downloader.net.url import Origin, Url, UrlError
 from downloader.tasks import background
 
-_CLOSE_S = 2.0
-"""Time limit for closing idle connections at the end; closing does not wait for the peers."""
-
 _CLIENT_TIMEOUT_S = 30.0
 """Timeout of each wait of a plugin's client; a plugin may set another timeout for a request."""
 
@@ -91,7 +88,7 @@ class ResponseBody(httpx2.AsyncByteStream):
                 data = await use.connection.read()
         except BaseException as exc:
             self._use = None
-            await use.connection.aclose()
+            use.connection.close()
             if isinstance(exc, trio.TooSlowError):
                 raise TimedOut(f"no more of the response within {self._piece_s:g} s") from exc
             raise
@@ -112,7 +109,7 @@ class ResponseBody(httpx2.AsyncByteStream):
         """Return the connection, which is closed if the end of the body has not been received."""
         use, self._use = self._use, None
         if use is not None:
-            await self._transport.give_back(use)
+            self._transport.give_back(use)
 
 
 @dataclass(slots=True)
@@ -176,7 +173,7 @@ class Transport(httpx2.AsyncBaseTransport):
             route.tls or self._tls,
         )
         fields = request_fields(method, route.url, fields, content)
-        kept = await self._take(key)
+        kept = self._take(key)
         if kept is not None:
             try:
                 return await self._send(_Use(kept, key, route.keep), method, route, fields, content)
@@ -192,26 +189,26 @@ class Transport(httpx2.AsyncBaseTransport):
             opened = await self._open(route, resume=False)
         return await self._send(_Use(opened, key, route.keep), method, route, fields, content)
 
-    async def give_back(self, use: _Use) -> None:
+    def give_back(self, use: _Use) -> None:
         """Keep a connection after a response if the connection is reusable, else close the connection."""
         connection = use.connection
         connection.stream.share_session()
         if use.keep <= 0 or not connection.reusable:
-            await connection.aclose()
+            connection.close()
             return
         same_key = self._by_key.setdefault(use.key, [])
         same_key.append(connection)
         self.idle[connection] = (trio.current_time() + self._limits.idle_s, use.key)
         self._filled.set()
         if len(same_key) > use.keep:
-            await self._drop(same_key[0])
+            self._drop(same_key[0])
         elif len(self.idle) > self._max_idle:
-            await self._drop(next(iter(self.idle)))
+            self._drop(next(iter(self.idle)))
 
-    async def close_idle(self) -> None:
+    def close_idle(self) -> None:
         """Close the idle connections."""
         while self.idle:
-            await self._drop(next(iter(self.idle)))
+            self._drop(next(iter(self.idle)))
 
     async def sweep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Close expired connections. Runs until cancelled; sleeps while no connection is idle."""
@@ -225,7 +222,7 @@ class Transport(httpx2.AsyncBaseTransport):
             if left_s > 0:
                 await trio.sleep(left_s)
             else:
-                await self._drop(connection)
+                self._drop(connection)
 
     async def _send(
         self, use: _Use, method: str, route: Route, fields: Sequence[Field], content: bytes
@@ -244,7 +241,7 @@ class Transport(httpx2.AsyncBaseTransport):
                     method.encode(), route.url.target, fields, content, limit=route.answer_bytes
                 )
         except BaseException as exc:
-            await connection.aclose()
+            connection.close()
             if isinstance(exc, trio.TooSlowError):
                 raise TimedOut(f"no response within {piece_s:g} s") from exc
             raise
@@ -280,7 +277,7 @@ class Transport(httpx2.AsyncBaseTransport):
                 elif url.origin.scheme == "https":
                     await connect_tunnel(stream, url.origin, proxy)
         except BaseException as exc:
-            await stream.aclose()
+            stream.close()
             if isinstance(exc, trio.TooSlowError):
                 raise TimedOut(f"no answer of the proxy within {self._limits.connect_s:g} s") from exc
             raise
@@ -294,20 +291,20 @@ class Transport(httpx2.AsyncBaseTransport):
         peer: Peer = (*through, origin, route.tls or self._tls)
         return await self._handshakes.start_tls(stream, peer, within_s=self._limits.tls_s, resume=resume)
 
-    async def _take(self, key: _Key) -> Connection | None:
+    def _take(self, key: _Key) -> Connection | None:
         same_key = self._by_key.get(key)
         while same_key:
             connection = same_key[-1]
             self._forget(connection)
             if not connection.is_stale():
                 return connection
-            await connection.aclose()
+            connection.close()
             same_key = self._by_key.get(key)
         return None
 
-    async def _drop(self, connection: Connection) -> None:
+    def _drop(self, connection: Connection) -> None:
         self._forget(connection)
-        await connection.aclose()
+        connection.close()
 
     def _forget(self, connection: Connection) -> None:
         _, key = self.idle.pop(connection)
@@ -338,8 +335,7 @@ async def open_transport(
         async with background(transport.sweep):
             yield transport
     finally:
-        with trio.move_on_after(_CLOSE_S, shield=True):
-            await transport.close_idle()
+        transport.close_idle()
 
 
 def guarded_client(transport: Transport) -> httpx2.AsyncClient:
