@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import httpx2
 import pytest
@@ -234,3 +235,35 @@ async def test_changes_are_logged_with_the_name_of_the_token(serving: Serving, s
         common | {"action": "pause_all", "paused": True},
         common | {"action": "retry_jobs", "count": 1, "query": {"download": "1", "aggr_id": "c"}},
     ]
+    entries = (await api.client.get("/audit", headers={"Authorization": f"Bearer {token}"})).json()
+    assert {(entry["token"], entry["client"]) for entry in entries} == {("anna", "127.0.0.1")}
+    actions = [entry["action"] for entry in entries]
+    assert actions == ["retry_jobs", "pause_all", "adjust", "cancel_jobs", "cancel"]
+    assert entries[2]["changed"] == {"aggr_id": "b", "changes": {"limit": 2, "paused": True}}
+
+
+async def test_a_limited_token_sees_the_changes_of_its_own(serving: Serving) -> None:
+    tokens = {"all": ["*"], "shop": ["shop-*"], "zoo": ["zoo-*"]}
+    secrets = {name: f"{name}-secret-of-a-token" for name in tokens}
+    api = await serving(
+        settings=ApiSettings(
+            tokens=[
+                TokenSettings(
+                    name=name, token=SecretStr(secrets[name]), scopes=["admin"], aggregations=allowed
+                )
+                for name, allowed in tokens.items()
+            ]
+        )
+    )
+
+    async def send(method: str, path: str, name: str, body: object = None) -> Any:
+        headers = {"Authorization": f"Bearer {secrets[name]}"}
+        return (await api.client.request(method, path, json=body, headers=headers)).json()
+
+    for name, aggregation in (("shop", "shop-1"), ("all", "shop-1"), ("zoo", "zoo-1")):
+        await send("PATCH", f"/aggregations/{aggregation}", name, {"paused": True})
+    seen = {name: [entry["token"] for entry in await send("GET", "/audit", name)] for name in tokens}
+    assert seen == {"all": ["zoo", "all", "shop"], "shop": ["shop"], "zoo": ["zoo"]}
+    assert [entry["token"] for entry in await send("GET", "/audit?count=1", "shop")] == ["shop"]
+    for count in ("0", "2001", "x"):
+        assert (await send("GET", f"/audit?count={count}", "all"))["code"] == "query"

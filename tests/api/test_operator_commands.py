@@ -341,6 +341,21 @@ async def test_backlog(run: Run, api: Served) -> None:
     assert [point["succeeded"] for point in (await run("backlog", "--json")).json_lines()][:2] == [100, 130]
 
 
+async def test_audit(run: Run, api: Served) -> None:
+    assert (await run("audit")).out == ""
+    await run("pause", "--all")
+    await run("aggregations", "a", "--set", "limit=2", "--set", "rate=null")
+    await run("cancel", "--aggr-id", "a")
+    lines = [line.split("\t")[1:] for line in (await run("audit")).out.splitlines()]
+    assert lines == [
+        ["-", "127.0.0.1", "cancel jobs", "a count=0"],
+        ["-", "127.0.0.1", "adjust", "a limit=2 rate=null"],
+        ["-", "127.0.0.1", "pause all", "paused=true"],
+    ]
+    [newest] = (await run("audit", "-n", "1", "--json")).json_lines()
+    assert newest["changed"] == {"aggr_id": "a", "count": 0}
+
+
 async def test_the_bytes_so_far_of_running_jobs(run: Run, api: Served) -> None:
     [row] = (await run("submit", "https://h/1", "--json", *HTTP)).json_lines()
     await leased(api.store)

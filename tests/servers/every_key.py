@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from downloader.model import CallbackOutcome, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, JobStore, Shares, Submission
-from downloader.wire import BacklogPoint
+from downloader.wire import AuditEntry, BacklogPoint
 from servers.jobs import closed, downloaded, spec_for, submitted, tried_again
 
 OK = Outcome(verdict=Verdict.SUCCEEDED)
@@ -58,6 +58,10 @@ async def use_every_key(store: JobStore) -> None:
     await submitted(store, "h", group="g")
     await store.report("one", "processor", {}, 60, {"bytes": 1})
     await store.pause_all(paused=True)
+    for changed in ({"job_id": "a"}, {"aggr_id": "a"}):
+        await store.note_change(
+            AuditEntry(at=datetime.now(UTC), action="cancel", token=None, client="", changed=changed)
+        )
     await store.note_backlog(
         BacklogPoint(at=datetime.now(UTC), downloads=1, callbacks=1, succeeded=1, failed=1)
     )

@@ -9,8 +9,8 @@ import pytest
 from downloader.model import CallbackOutcome, ErrorCode, Kind, Outcome, Verdict
 from downloader.store import POINT_MS, Backlog, CallbackPlan, Changed, JobStore, Submission, Waiting
 from downloader.store.codec import backlog as backlog_of
-from downloader.store.values import POINTS
-from downloader.wire import BacklogPoint, FailedDestination, WaitingDestination, moment
+from downloader.store.values import AUDITED, POINTS
+from downloader.wire import AuditEntry, BacklogPoint, FailedDestination, WaitingDestination, moment
 from servers.jobs import closed, downloaded, spec_for, tried_again
 from servers.raw_store import RawStore
 
@@ -167,3 +167,24 @@ async def test_the_history_is_of_one_day_with_one_point_for_five_minutes(
     for ago in range(2 * POINTS):
         await note(ago, 6)
     assert raw.command("HLEN", raw.key("history")) == POINTS
+
+
+async def test_the_newest_changes_are_kept(raw: RawStore, store: JobStore) -> None:
+    begin = datetime(2026, 12, 2, tzinfo=UTC)
+
+    def change(number: int, **changed: object) -> AuditEntry:
+        at = begin + timedelta(seconds=number)
+        return AuditEntry(at=at, action="any", token="anna", client="::1", changed=changed)
+
+    pause = change(0, paused=True)
+    await store.note_change(pause)
+    text = change(1, job_id="1").model_dump_json()
+    for _ in range(AUDITED):
+        raw.command("XADD", raw.key("audit", "job"), "*", "entry", text)
+    newest = change(2, job_id="2")
+    await store.note_change(newest)
+    raw.command("XADD", raw.key("audit", "fleet"), "*", "entry", '{"at": 1}')  # damaged
+    changes = await store.changes(2 * AUDITED)
+    assert len(changes) == AUDITED + 1, "the oldest change of a job is gone"
+    assert (changes[0], changes[-1]) == (newest, pause), "changes of jobs replace no other ones"
+    assert await store.changes(1) == [newest]

@@ -15,10 +15,13 @@ import hashlib
 import hmac
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Literal, cast, get_args
 
+import trio
 from quart import request
 from werkzeug.datastructures import MultiDict
 from werkzeug.sansio.http import parse_cookie
@@ -29,6 +32,8 @@ from downloader.globs import Allows, anything, destination_globs, text_globs, ur
 from downloader.model import JobSpec
 from downloader.observe import Event, get_logger
 from downloader.server import Headers, Message, client_of
+from downloader.store import JobStore, StoreError
+from downloader.wire import AuditEntry
 
 _log = get_logger()
 
@@ -47,6 +52,9 @@ SECURE_COOKIE = f"__Host-{COOKIE}"
 
 _DIGITS = 12
 """Bytes of a Unix time, until the year 33658."""
+
+_NOTE_S = 2.0
+"""Most time that a response waits until the store has the note of the change."""
 
 _COOKIES = 4
 """Most session cookies of a request that are checked: each is compared with each token, and a head has room
@@ -72,7 +80,7 @@ class Caller:
 
 
 Action = Literal["cancel", "cancel_jobs", "purge", "retry", "retry_jobs", "adjust", "pause_all"]
-"""A change that is logged with the token's name."""
+"""A change that is logged and noted with the token's name."""
 
 Callers = Sequence[tuple[bytes, Caller]]
 """The owner of each token, by the token's digest."""
@@ -149,10 +157,19 @@ def present_caller() -> Caller | None:
     return cast("Caller | None", request.scope.get(CALLER))
 
 
-def audit(action: Action, **changed: Any) -> None:
-    """Log a change that Quart's request has made; `changed` must contain no secret."""
+async def audit(store: JobStore, action: Action, **changed: Any) -> None:
+    """Log a change that Quart's request has made, and note it for `GET /audit`.
+
+    `changed` must contain no secret. A store that does not answer loses the note: the change itself is done,
+    and the log has it.
+    """
     caller, client = present_caller(), client_of(cast("Message", request.scope))
-    _log.info(Event.AUDIT, action=action, token=caller and caller.name, client=client, **changed)
+    token = caller.name if caller else None
+    _log.info(Event.AUDIT, action=action, token=token, client=client, **changed)
+    entry = AuditEntry(at=datetime.now(UTC), action=action, token=token, client=client, changed=changed)
+    # Shielded: the change is done, whether the client waits for the response or not.
+    with trio.move_on_after(_NOTE_S, shield=True), suppress(StoreError):
+        await store.note_change(entry)
 
 
 def visible_aggregations() -> Allows:

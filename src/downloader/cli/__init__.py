@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from downloader import __version__
 from downloader.cli.aggregations import aggregations, pause, resume
+from downloader.cli.audit import audit
 from downloader.cli.fetch import fetch
 from downloader.cli.groups import groups, wait
 from downloader.cli.inspect import config, doctor, health, import_config, plugins, version
@@ -50,6 +51,7 @@ COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
         top,
         backlog,
         events,
+        audit,
     ),
     "Inspect": (doctor, health, plugins, new_plugin, config, import_config, size, completion, version),
 }

@@ -27,6 +27,7 @@ from downloader.wire import (
     Aggregation,
     AggregationChanges,
     AggregationPage,
+    AuditEntry,
     BacklogPoint,
     CancelledJobs,
     Failures,
@@ -333,6 +334,12 @@ class Calls:
         response = yield from self._call("GET", "backlog")
         points = messages.json_array(response.content, response.url)
         return [messages.as_model(BacklogPoint, point, response.url) for point in points]
+
+    def audit(self, count: int = 100) -> Steps[Sequence[AuditEntry]]:
+        """The newest `count` changes and by which token, the newest first."""
+        response = yield from self._call("GET", "audit", params={"count": count})
+        entries = messages.json_array(response.content, response.url)
+        return [messages.as_model(AuditEntry, entry, response.url) for entry in entries]
 
     def ping(self) -> Steps[None]:
         """Check that the service responds; raises `Unreachable` otherwise."""

@@ -154,6 +154,7 @@ class AsyncClient:
     pause_all = _awaited(Calls.pause_all)
     stats = _awaited(Calls.stats)
     backlog = _awaited(Calls.backlog)
+    audit = _awaited(Calls.audit)
     ping = _awaited(Calls.ping)
 
     async def events(self) -> AsyncGenerator[Mapping[str, Any]]:
@@ -264,6 +265,7 @@ class Client:
     pause_all = _blocking(Calls.pause_all)
     stats = _blocking(Calls.stats)
     backlog = _blocking(Calls.backlog)
+    audit = _blocking(Calls.audit)
     ping = _blocking(Calls.ping)
 
     def events(self) -> Generator[Mapping[str, Any]]:

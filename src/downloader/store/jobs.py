@@ -29,6 +29,7 @@ from downloader.store.scripts import Library
 from downloader.store.sealing import Sealer, open_sealer
 from downloader.store.values import (
     ALL_SHARES,
+    AUDITED,
     POINT_MS,
     POINTS,
     Accepted,
@@ -42,7 +43,7 @@ from downloader.store.values import (
     Sharing,
     Submission,
 )
-from downloader.wire import Aggregation, AggregationChanges, BacklogPoint
+from downloader.wire import Aggregation, AggregationChanges, AuditEntry, BacklogPoint
 
 log = get_logger()
 
@@ -538,6 +539,15 @@ class JobStore(GroupStore):
         """Add a point to the history of the last day. It replaces an earlier one of the same five minutes."""
         slot = int(point.at.timestamp() * 1000) // POINT_MS % POINTS
         await self._client.command("HSET", self._keys.key(0, "history"), slot, point.model_dump_json())
+
+    async def note_change(self, entry: AuditEntry) -> None:
+        """Add a change to those of `changes`, in place of the oldest one.
+
+        Changes of one job have a list of their own: a program that cancels many jobs one by one replaces no
+        pause.
+        """
+        key = self._keys.key(0, "audit", "job" if "job_id" in entry.changed else "fleet")
+        await self._client.command("XADD", key, "MAXLEN", AUDITED, "*", "entry", entry.model_dump_json())
 
     async def leave(self, instance: str, role: str) -> None:
         """Delete an instance's report."""

@@ -405,6 +405,13 @@ KEYS = (
         holds="the backlog of the last day: a point every five minutes, JSON",
     ),
     Key(
+        name="audit",
+        parameters=("of",),
+        type="stream",
+        owner="two per store: `job` for changes of one job, `fleet` for others; at most 1,000 entries each",
+        holds="the newest changes by operators, with the name of the token: JSON in the field `entry`",
+    ),
+    Key(
         name="counted",
         parameters=("role", "instance"),
         type="string",

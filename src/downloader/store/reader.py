@@ -35,6 +35,7 @@ from downloader.wire import (
     Aggregation,
     AggregationLoad,
     AggregationPage,
+    AuditEntry,
     BacklogPoint,
     FailureGroup,
     JobPage,
@@ -242,6 +243,16 @@ class StoreReader:
                 points.append(BacklogPoint.model_validate_json(text))
         begin = datetime.now(UTC) - timedelta(milliseconds=POINTS * POINT_MS)
         return sorted((point for point in points if point.at > begin), key=lambda point: point.at)
+
+    async def changes(self, count: int) -> Sequence[AuditEntry]:
+        """The newest `count` (1 or more) changes by operators, the newest first."""
+        entries = list[AuditEntry]()
+        for of in ("job", "fleet"):
+            key = self._keys.key(0, "audit", of)
+            for _, fields in await self._client.command("XREVRANGE", key, "+", "-", "COUNT", count):
+                with suppress(ValidationError):  # damaged in the store
+                    entries.append(AuditEntry.model_validate_json(fields.get("entry", "")))
+        return sorted(entries, key=lambda entry: entry.at, reverse=True)[:count]
 
     async def totals(self, role: str) -> Mapping[str, int]:
         """The sums, by series, of the counts of all instances of a role, ended instances included."""

@@ -266,6 +266,10 @@ POINTS = 288
 """Points of the backlog's history: a day."""
 
 
+AUDITED = 1000
+"""Changes of one job, and other changes, that are kept; an entry usually takes 300 bytes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
     """A job as in `GET /jobs/<id>`."""

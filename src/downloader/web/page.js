@@ -2,6 +2,7 @@
 
 import { aggregationsChanged, showPause } from "./aggregations.js";
 import { callbacksChanged } from "./callbacks.js";
+import { changesChanged } from "./changes.js";
 import { addSamples } from "./charts.js";
 import { $, setText } from "./dom.js";
 import { failuresChanged } from "./failures.js";
@@ -25,6 +26,7 @@ function show(snapshot) {
   callbacksChanged(snapshot);
   failuresChanged(snapshot);
   groupsChanged();
+  changesChanged();
   jobMayHaveChanged();
   jobsChanged();
   const busy = snapshot.aggregations.length > 0;

@@ -123,3 +123,29 @@ export function destinationState({ pending, in_flight, limit, due_at }) {
 function age(ms) {
   return ms < 60_000 ? `${Math.max(0, Math.round(ms / 1000))} s` : duration(ms);
 }
+
+const ACTIONS = {
+  adjust: "changed an aggregation",
+  cancel: "cancelled a job",
+  cancel_jobs: "cancelled all jobs",
+  pause_all: "changed the pause of everything",
+  purge: "deleted a job and its file",
+  retry: "sent a callback again",
+  retry_jobs: "sent failed callbacks again",
+};
+
+// What an operator changed: the action, and the names, values and counts.
+export function changeWords({ action, changed }) {
+  const { paused, changes = {}, query = {}, download = query.download, ...rest } = changed;
+  let what = ACTIONS[action] ?? action;
+  if (action === "pause_all") what = paused ? "paused everything" : "ended the pause of everything";
+  if (action === "adjust" && Object.keys(changes).length === 1) {
+    if ("paused" in changes) what = changes.paused ? "paused" : "resumed";
+    if ("cooling" in changes) what = "ended a cooldown";
+  }
+  if (download) what = action === "retry" ? "repeated a download" : "repeated failed downloads";
+  const given = Object.entries(what === ACTIONS.adjust ? changes : query).filter(([name]) => name !== "download");
+  const values = given.map(([name, value]) => `${name} ${value ?? "as the jobs ask"}`);
+  const count = rest.count === undefined ? [] : [plural(rest.count, "job", "jobs")];
+  return { what, more: [rest.job_id, rest.aggr_id, rest.group, ...values, ...count].filter(Boolean).join(" · ") };
+}

@@ -45,6 +45,7 @@ from downloader.wire.job import (
     Task,
 )
 from downloader.wire.service import (
+    AuditEntry,
     BacklogPoint,
     FailedDestination,
     Ready,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from downloader.wire.base import Moment, WireModel, optional
 
@@ -105,6 +105,19 @@ class BacklogPoint(WireModel):
     """Downloads that had succeeded up to then, since the store was empty."""
     failed: int
     """Downloads that had failed for good up to then."""
+
+
+class AuditEntry(WireModel):
+    """A change that an operator or a program has made."""
+
+    at: Moment
+    action: str
+    token: str | None
+    """Name of the token; `null` while the API is open."""
+    client: str
+    """Address of the client."""
+    changed: Mapping[str, Any]
+    """What was changed: ids, names, values and counts."""
 
 
 class Waiting(WireModel):

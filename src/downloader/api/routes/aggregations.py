@@ -138,7 +138,7 @@ async def pause_all(context: Context) -> AllAggregations:
         raise refusal(error) from None
     check_sees_all()
     await context.store.pause_all(paused=change.paused)
-    audit("pause_all", paused=change.paused)
+    await audit(context.store, "pause_all", paused=change.paused)
     return change
 
 
@@ -159,7 +159,7 @@ async def adjust(context: Context, aggr_id: str) -> Aggregation:
     changes = _changes(await request.data)
     visible = can_be_named(aggr_id) and visible_aggregations()(aggr_id)
     aggregation = await _known(context, await context.store.adjust(aggr_id, changes) if visible else None)
-    audit("adjust", aggr_id=aggr_id, changes=changes)
+    await audit(context.store, "adjust", aggr_id=aggr_id, changes=changes)
     return aggregation
 
 
@@ -179,7 +179,7 @@ async def cancel_jobs(context: Context, aggr_id: str) -> CancelledJobs:
     if not (can_be_named(aggr_id) and visible_aggregations()(aggr_id)):
         raise refused("unknown_aggregation")
     cancelled = await cancel_batches(context, lambda _: context.store.unfinished(aggr_id, CANCELLED_AT_ONCE))
-    audit("cancel_jobs", aggr_id=aggr_id, count=cancelled.cancelled)
+    await audit(context.store, "cancel_jobs", aggr_id=aggr_id, count=cancelled.cancelled)
     return cancelled
 
 

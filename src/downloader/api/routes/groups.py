@@ -165,7 +165,7 @@ async def cancel_jobs(context: Context, group: str) -> CancelledJobs:
     cancelled = await cancel_batches(
         context, lambda cursor: store.cancellable(group, cursor or "", CANCELLED_AT_ONCE)
     )
-    audit("cancel_jobs", group=group, count=cancelled.cancelled)
+    await audit(context.store, "cancel_jobs", group=group, count=cancelled.cancelled)
     return cancelled
 
 

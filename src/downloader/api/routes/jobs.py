@@ -156,7 +156,7 @@ async def cancel(context: Context, job_id: str, query: CancelQuery) -> Accepted:
         raise refused("unknown_job")
     if result is Changed.CONFLICT:
         raise refused("not_to_be_cancelled")
-    audit("cancel", job_id=job_id, aggr_id=view.spec.aggr_id)
+    await audit(context.store, "cancel", job_id=job_id, aggr_id=view.spec.aggr_id)
     return Accepted(id=job_id)
 
 
@@ -166,7 +166,7 @@ async def _purge(store: JobStore, job_id: str, view: JobView | None) -> Accepted
         raise refused("unknown_job")
     if result is Changed.CONFLICT:
         raise refused("not_ended")
-    audit("purge", job_id=job_id, aggr_id=view.spec.aggr_id)
+    await audit(store, "purge", job_id=job_id, aggr_id=view.spec.aggr_id)
     return Accepted(id=job_id)
 
 
@@ -225,7 +225,7 @@ async def retry(context: Context, job_id: str, query: RetryQuery) -> tuple[Accep
         raise refused("unknown_job")
     if result is Changed.CONFLICT:
         raise refused("not_to_be_retried")
-    audit("retry", job_id=job_id, download=query.download)
+    await audit(context.store, "retry", job_id=job_id, download=query.download)
     return Accepted(id=job_id), {"Location": f"/jobs/{job_id}"}
 
 
@@ -265,7 +265,7 @@ async def retry_all(context: Context, query: RetryAllQuery) -> Retried:
                 break
     if retried:
         given = {name: value for name, value in request.args.items() if value and name != "cursor"}
-        audit("retry_jobs", count=retried, query=given)
+        await audit(context.store, "retry_jobs", count=retried, query=given)
     return Retried(retried=retried, cursor=page.cursor)
 
 

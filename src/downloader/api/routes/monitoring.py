@@ -8,19 +8,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from itertools import accumulate, chain
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from pydantic import Field
 from quart import Response, request
 
-from downloader.api.auth import check_sees_all, sees_all, visible_aggregations
+from downloader.api.auth import check_sees_all, present_caller, sees_all, visible_aggregations
 from downloader.api.deps import Context
 from downloader.api.problems import refused
-from downloader.api.routing import TEXT, ResponseSpec, route
+from downloader.api.routing import TEXT, Query, ResponseSpec, route
 from downloader.api.snapshot import COUNTED_ROLES, DESTINATIONS, ROLES, SAMPLED
 from downloader.api.views import cooling, counters, in_trouble, waiting, waiting_of_some
 from downloader.observe import BUCKET, HISTOGRAMS, KINDS, METRICS, SEPARATOR, SUM, Metric, by_name
 from downloader.store import Backlog, Load, StoreError
-from downloader.wire import BacklogPoint, Ready, Status, Waiting
+from downloader.wire import AuditEntry, BacklogPoint, Ready, Status, Waiting
 
 if TYPE_CHECKING:
     from prometheus_client import core
@@ -126,6 +127,36 @@ async def backlog(context: Context) -> Sequence[BacklogPoint]:
     """
     check_sees_all()
     return await context.store.history()
+
+
+CHANGES_MAX = 2000
+"""Most changes in a response: all that are kept."""
+
+
+class ChangesQuery(Query):
+    """The parameters of `GET /audit`."""
+
+    count: Annotated[int, Field(ge=1, le=CHANGES_MAX)] = 100
+    """Most changes in the response."""
+
+
+@route(
+    "GET",
+    "/audit",
+    scope="admin",
+    query=ChangesQuery,
+    responses={HTTPStatus.OK: ResponseSpec("The newest change first.", list[AuditEntry])},
+)
+async def changes(context: Context, query: ChangesQuery) -> Sequence[AuditEntry]:
+    """List what was changed, and by which token.
+
+    The newest 1,000 changes of single jobs, and the newest 1,000 others: limits, pauses, and cancels and
+    retries of many jobs. A token that does not have all aggregations gets the changes of tokens of its name.
+    """
+    caller = present_caller()
+    own = None if sees_all() or caller is None else caller.name
+    entries = await context.store.changes(query.count if own is None else CHANGES_MAX)
+    return [entry for entry in entries if own in (None, entry.token)][: query.count]
 
 
 @route(
