@@ -14,10 +14,11 @@ import pytest
 import trio
 from pydantic import SecretStr
 
+from downloader.client import ApiProblem, Client, Job, Unreachable
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import CallbackOutcome, ErrorCode, FileFacts, Kind, Lease, Outcome, Verdict
 from downloader.phases import Phases
-from downloader.wire import BacklogPoint
+from downloader.wire import BacklogPoint, LineProblem
 from servers.api import JOB, Served, Serving
 from servers.cli import Ran, Run
 from servers.jobs import end_all, leased
@@ -328,6 +329,64 @@ async def test_a_job_is_watched_until_its_callback_has_ended(
     assert final["callback"]["state"] == "succeeded"
 
 
+async def test_a_watch_goes_on_when_the_service_has_restarted(
+    run: Run, api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [row] = (await run("submit", "https://h/1", "--json", *HTTP)).json_lines()
+    looks: list[int] = []
+    ask = Client.job
+
+    def job(client: Client, job_id: str) -> Job:
+        looks.append(len(looks))
+        if looks[-1] in (1, 2):
+            raise Unreachable("the service does not answer")
+        if looks[-1] == 3:
+            raise ApiProblem(LineProblem(code="store_unavailable", detail="no"), status=503)
+        return ask(client, job_id)
+
+    def pause(_seconds: float) -> None:
+        if len(looks) == 4:
+            trio.from_thread.run(end)
+
+    async def end() -> None:
+        await end_all(api.store, GONE, callback=CallbackOutcome(verdict=Verdict.SUCCEEDED))
+
+    monkeypatch.setattr(Client, "job", job)
+    monkeypatch.setattr("time.sleep", pause)
+    ran = await run("job", row["id"], "--watch")
+    assert ran.status == 1, "the download failed"
+    assert f"{row['id']} failed" in ran.out
+    assert ran.err == "downloader: the service does not answer; trying again until it answers\n"
+    looks[:] = [0]
+    assert (await run("job", row["id"], "--watch")).complaint == "the service does not answer", "at the start"
+
+
+async def test_a_hint_names_the_flag_of_the_command(run: Run, api: Served) -> None:
+    [row] = (await run("submit", "https://h/1", "--json")).json_lines()
+    await end_all(api.store, GONE)
+    ran = await run("retry", row["id"])
+    assert ran.status == 1
+    assert "--download" in ran.err
+    assert "?download" not in ran.err
+
+
+async def test_jobs_of_an_unknown_group(run: Run, api: Served) -> None:
+    ran = await run("jobs", "--group", "night-17")
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.complaint == "There is no group of jobs of this name"
+    await run("submit", "https://h/1", "--group", "night-17")
+    ran = await run("jobs", "--group", "night-17", "--state", "failed")
+    assert (ran.status, ran.out, ran.err) == (0, "", "")
+
+
+async def test_an_aggregation_without_jobs_has_the_limit_that_was_set(run: Run, api: Served) -> None:
+    for change, limit in (("rate=2", ""), ("limit=7", "7")):
+        await run("aggregations", "a", "--set", change)
+        [line] = (await run("aggregations")).out.splitlines()
+        assert line.split("\t")[1:5] == ["0", "0", limit, "2"]
+        assert ("limit" in (await run("aggregations", "a")).out) is bool(limit)
+
+
 async def test_backlog(run: Run, api: Served) -> None:
     assert (await run("backlog")).status == 0
     now = datetime.now(UTC)
@@ -439,6 +498,7 @@ async def test_top_without_a_terminal(run: Run) -> None:
         (["pause"], "give an id"),
         (["aggregations", "--set", "limit=1"], "--set needs the names of aggregations"),
         (["aggregations", "a", "--set", "limit=many"], "--set limit=many: must be NAME=NUMBER"),
+        (["aggregations", "a", "--set", "speed=2"], "--set speed=2: must be NAME=NUMBER or NAME=null, where"),
         (["retry"], "give the ids of jobs, or --failed"),
         (["retry", "x", "--failed"], "give the ids of jobs, or --failed"),
         *(

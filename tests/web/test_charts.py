@@ -40,7 +40,7 @@ async def test_counters_are_drawn_and_listed(browse: Browse, page_url: str, stor
             ["name not found9", "refused by status8", "timed out7", "TLS failed6", "other reasons9"]
         )
         expect(page.locator("#failures-none")).to_be_hidden()
-        expect(page.locator("#chart-latency .legend li").nth(1)).to_have_text("download50 ms, 95% 95 ms")
+        expect(page.locator("#chart-latency .legend li").nth(1)).to_have_text("download95 ms, median 50 ms")
         expect(page.locator("#chart-jobs").get_by_role("img")).to_have_attribute(
             "aria-label", "succeeded 0/s, failed 0/s, called back 0/s"
         )

@@ -68,7 +68,6 @@ For example:
   downloader run
   downloader submit --wait https://example.org/a.png
   downloader COMMAND --help
-  downloader --install-completion
 
 Exit status: 0 done, 1 the work failed, 2 wrong usage or configuration."""
 
@@ -100,7 +99,6 @@ def make_app() -> App:
     )
     tokens.command(token_new, name="new", help_epilogue="")
     app.command(tokens)
-    app.register_install_completion_command(show=False)
     app["--help"].show = app["--version"].show = False
     return app
 

@@ -19,7 +19,7 @@ COLUMNS: Mapping[str, Callable[[Aggregation], Cell]] = {
     "aggregation": lambda row: (row.aggr_id, "bold"),
     "in flight": lambda row: str(row.in_flight),
     "pending": lambda row: str(row.pending),
-    "limit": lambda row: str(row.limit),
+    "limit": lambda row: str(row.limit) if _has_limit(row) else "",
     "rate": lambda row: "" if row.rate is None else f"{row.rate:g}",
     "delay": lambda row: "" if row.delay is None else f"{row.delay:g}",
     "state": lambda row: (_state(row), "yellow"),
@@ -41,6 +41,9 @@ UNITS = {
     "pace": " starts per second, after a cooldown",
 }
 """The bounds of an aggregation, each with the unit."""
+
+SETTABLE = ("limit", "rate", "delay", "cooling")
+"""What `--set` changes; `pause` and `resume` change the rest."""
 
 All = Annotated[bool, Parameter(name="--all", show_default=False)]
 AggrIds = Annotated[str, Parameter(name="AGGREGATION", show_default=False)]
@@ -69,7 +72,7 @@ def aggregations(
 
     Args:
         aggr_ids: Names of aggregations.
-        set_: A new value, as NAME=VALUE.
+        set_: A new value, as NAME=VALUE; NAME is limit, rate, delay or cooling.
         json_: Write a JSON object for each.
     """
     changes = dict(map(_change, set_))
@@ -147,13 +150,19 @@ def _set_paused(
 
 
 def _change(text: str) -> tuple[str, Any]:
-    name, mark, value = text.partition("=")
+    name, _, value = text.partition("=")
     try:
-        if mark and name:
+        if name in SETTABLE:
             return name, json.loads(value)
     except ValueError:
         pass
-    raise ConfigError(f"--set {text}: must be NAME=NUMBER, or NAME=null")
+    names = ", ".join(SETTABLE)
+    raise ConfigError(f"--set {text}: must be NAME=NUMBER or NAME=null, where NAME is one of {names}")
+
+
+def _has_limit(aggregation: Aggregation) -> bool:
+    """Whether a job or an operator has named the limit; the service says 1 until then."""
+    return aggregation.in_flight + aggregation.pending > 0 or "limit" in aggregation.overridden
 
 
 def _state(aggregation: Aggregation) -> str:
@@ -176,7 +185,7 @@ def _rows(aggregation: Aggregation) -> Iterator[tuple[str, str]]:
     yield "pending", str(aggregation.pending)
     for name, unit in UNITS.items():
         value = getattr(aggregation, name)
-        if value is not None:
+        if value is not None and (name != "limit" or _has_limit(aggregation)):
             value_of_jobs = aggregation.overridden.get(name)
             shown = "none" if value_of_jobs is None else f"{value_of_jobs:g}"
             note = f" (the jobs ask for {shown})" if name in aggregation.overridden else ""

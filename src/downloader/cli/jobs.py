@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import datetime, timedelta
 from functools import partial
+from http import HTTPStatus
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -38,6 +39,7 @@ from downloader.cli.output import (
 )
 from downloader.errors import ConfigError
 from downloader.model import StateName
+from downloader.printable import escape
 
 if TYPE_CHECKING:
     from downloader.client import Attempt, Client, Job, JobCallback, JobFile, JobResponse, ListedJob
@@ -103,10 +105,26 @@ def job(
 
 
 def _changes(client: Client, job_id: str) -> Iterator[Job]:
-    """Yield a job at once and after each change, until job and callback have ended."""
-    before = None
+    """Yield a job at once and after each change, until job and callback have ended.
+
+    Waits for a service that restarts meanwhile, and says so once.
+    """
+    from downloader.client import ApiProblem, Unreachable
+
+    before, lost = None, False
     while True:
-        job = client.job(job_id)
+        try:
+            job = client.job(job_id)
+        except (ApiProblem, Unreachable) as error:
+            refused = isinstance(error, ApiProblem) and error.status < HTTPStatus.INTERNAL_SERVER_ERROR
+            if before is None or refused:
+                raise
+            if not lost:
+                sys.stderr.write(f"downloader: {escape(str(error))}; trying again until it answers\n")
+            lost = True
+            time.sleep(LOOK_S)
+            continue
+        lost = False
         if before is None or _summary(job) != before:
             yield job
         if job.ended and (job.callback is None or job.callback.ended):
@@ -321,6 +339,7 @@ def jobs(
     a pipe gets tab-separated lines. Lists of jobs that have ended begin with the
     newest; with --follow the newest come last, and further ones when they and
     their callbacks have ended.
+    The exit status is 1 if there is no such group.
 
     For example:
       downloader jobs
@@ -348,8 +367,10 @@ def jobs(
             _follow(find, filters.since, count or FOLLOWED, by_callback=by_callback, as_json=json_)
         with closing(find()) as rows:
             shown = _show(islice(rows, count), as_json=json_)
+        if not shown and filters.group is not None:
+            client.group(filters.group)  # an unknown group is an error
     if not shown and not json_ and sys.stdout.isatty():
-        write("no such jobs")
+        write("no jobs are being downloaded" if state == "running" else "no such jobs")
     return 0
 
 

@@ -212,7 +212,8 @@ def connect(service: Service, *, retries: int = 0) -> Iterator[Client]:
 def explain(problem: ApiProblem) -> str:
     """One line for the user: status, text, and a hint."""
     words = " ".join(str(word) for word in (problem.status, problem.code) if word)
-    return f"{words}: {problem}{_HINTS.get(problem.status, '')}"
+    text = str(problem).replace("with ?download=1", "with --download")
+    return f"{words}: {text}{_HINTS.get(problem.status, '')}"
 
 
 def for_each(names: Sequence[str], act: Callable[[Client, str], None], service: Service) -> int:

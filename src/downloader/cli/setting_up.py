@@ -144,10 +144,12 @@ def _write_new(file: Path, text: str) -> None:
 def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(name="SHELL")], /) -> None:
     """Print the script for the completion of commands, flags and values.
 
-    "downloader --install-completion" installs it for the present shell and user.
+    The shell loads it from a folder of its own.
 
     For example:
       downloader completion bash > /etc/bash_completion.d/downloader
+      downloader completion zsh > /usr/local/share/zsh/site-functions/_downloader
+      downloader completion fish > ~/.config/fish/completions/downloader.fish
 
     Args:
         shell: The shell.

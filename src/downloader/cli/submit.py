@@ -84,9 +84,9 @@ def submit(
 
     A job is a URL, or in a file also a JSON object with the fields of the API's
     POST /download, which win over the flags. A file may also be a table (CSV, TSV)
-    whose first line names the fields, or a TsvHttpData-1.0 list. A host is an aggregation of its own
-    unless --aggr-id names one. A terminal shows the progress and a table, a pipe
-    gets a line for each job.
+    whose first line names the fields, or a TsvHttpData-1.0 list. A host is an
+    aggregation of its own unless --aggr-id names one. A terminal shows the
+    progress and a table, a pipe gets a line for each job.
     The exit status is 1 if any job was refused or, with --wait, failed.
 
     For example:

@@ -86,7 +86,10 @@ function row() {
       setForeign(more, [state.more, ...rates].filter(Boolean).join(" · "));
     }
     setText(inFlight, plain.format(aggregation.in_flight));
-    setText(limit, ` of ${plain.format(aggregation.limit)}`);
+    // Without jobs there is a limit only if an operator has set it.
+    const limited = aggregation.in_flight + aggregation.pending > 0 || "limit" in aggregation.overridden;
+    setText(limit, limited ? ` of ${plain.format(aggregation.limit)}` : "");
+    meter.hidden = !limited;
     limit.classList.toggle("changed", "limit" in aggregation.overridden);
     limit.title = "limit" in aggregation.overridden ? `Set by an operator; jobs ask for ${aggregation.overridden.limit}` : "";
     setText(pending, plain.format(aggregation.pending));
@@ -154,7 +157,7 @@ function show(found) {
   const began = performance.now();
   showRows(calmly(found).map((aggregation) => [aggregation.aggr_id, aggregation]));
   const from = `${plain.format(view.skip + 1)}–${plain.format(view.skip + found.length)}`;
-  setText($("aggregations-count"), total > ROWS ? `${from} of ${plain.format(total)}` : total ? `${plain.format(total)} with work` : "");
+  setText($("aggregations-count"), total > ROWS ? `${from} of ${plain.format(total)}` : total ? plural(total, "aggregation", "aggregations") : "");
   $("aggregations-pages").hidden = total <= ROWS;
   $("aggregations-before").ariaDisabled = view.skip === 0 ? "true" : null;
   $("aggregations-after").ariaDisabled = view.skip + ROWS >= total ? "true" : null;

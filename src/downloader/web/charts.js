@@ -139,7 +139,7 @@ function showLatencies(chart) {
   const values = ([name]) => samples.map((sample) => (sample.latencies?.[name] ? Math.max(sample.latencies[name][1], LATENCY_MIN_S) : null));
   const text = ([name]) => {
     const found = last().latencies?.[name];
-    return found ? `${seconds(found[0])}, 95% ${seconds(found[1])}` : "–";
+    return found ? `${seconds(found[1])}, median ${seconds(found[0])}` : "–";
   };
   chart.show([at(), ...LATENCIES.map(values)], LATENCIES.map((each) => ({ label: each[1], colour: each[2], text: text(each) })));
 }

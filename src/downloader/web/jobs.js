@@ -72,11 +72,20 @@ function unnamed() {
   return nameless ? "Unfinished jobs are listed by group: type its whole name." : "";
 }
 
+// What an empty list says.
+function nothing(state) {
+  const of = $("jobs-group").value || $("jobs-q").value ? " of these" : "";
+  if (state === "running") return `No job${of} is being downloaded.`;
+  if (state === "callback") return `No callback${of} has failed.`;
+  if (state === "unfinished") return "No job of this group is unfinished.";
+  return `No job${of} ${state === "pending" ? "is pending" : state === "cancelled" ? "was cancelled" : `has ${state}`}.`;
+}
+
 function show() {
   const state = $("jobs-state").value;
   showRows(jobs.map((job) => [job.id, job]));
   $("jobs").hidden = jobs.length === 0;
-  setText($("jobs-none"), unnamed() || "No such job.");
+  setText($("jobs-none"), unnamed() || nothing(state));
   $("jobs-none").hidden = jobs.length > 0;
   $("jobs-q").placeholder = whole() ? "Whole name of an aggregation" : "Part of an aggregation";
   $("jobs-before").hidden = pages.length === 1;
