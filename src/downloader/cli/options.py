@@ -212,7 +212,7 @@ def connect(service: Service, *, retries: int = 0) -> Iterator[Client]:
 def explain(problem: ApiProblem) -> str:
     """One line for the user: status, text, and a hint."""
     words = " ".join(str(word) for word in (problem.status, problem.code) if word)
-    text = str(problem).replace("with ?download=1", "with --download")
+    text = str(problem).replace("`download=1`", "--download")
     return f"{words}: {text}{_HINTS.get(problem.status, '')}"
 
 
