@@ -80,7 +80,7 @@ class GroupStore(StoreReader):
         Raises:
             ValueError: the cursor was not returned by this method.
         """
-        call = {"which": Listed.GROUP, "group": name, "count": count}
+        call = {"which": Listed.GROUP, "name": name, "count": count}
         answer, next_cursor = await self._read_on("list", call, cursor, list(range(self._keys.shards)))
         rows = [codec.fields(flat) for flat in answer["jobs"]]
         specs = [
