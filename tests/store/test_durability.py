@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 import trio
@@ -25,20 +26,6 @@ async def test_aof_is_refused_at_the_start_by_a_server_without_one() -> None:
             with pytest.raises(StoreRefused, match=r"durability is 'aof', but: .*appendonly is disabled"):
                 async with open_store(redis):
                     pass
-
-
-@pytest.mark.slow
-@pytest.mark.row("F9")
-async def test_a_job_under_aof_waits_until_its_server_has_synced() -> None:
-    with Valkey("--appendonly", "yes", "--appendfsync", "no") as never:
-        redis = RedisSettings(url=never.url, durability="aof", timeout=3)
-        async with asyncio_loop(), open_store(redis) as store:
-            with pytest.raises(StoreUnavailable, match="not yet in the append-only file"):
-                await store.submit([Submission(spec=spec_for(store))])
-            with pytest.raises(StoreUnavailable, match="not yet in the append-only file"):
-                await store.cancel(spec_for(store), None, 60)
-            with pytest.raises(StoreUnavailable, match="not yet in the append-only file"):
-                await store.retry(spec_for(store).id, download=True, limit=1)
 
 
 @pytest.mark.slow
@@ -127,31 +114,43 @@ NEVER_SYNCED = ("--appendonly", "yes", "--appendfsync", "no")
 CHANGES = ["submit", "cancel", "adjust", "retry"]
 
 
+async def at_once(check: Callable[[str], Awaitable[None]], changes: Sequence[str]) -> None:
+    """Check each change on a server of its own, side by side: each waits for seconds."""
+    async with asyncio_loop(), trio.open_nursery() as nursery:
+        for how in changes:
+            nursery.start_soon(check, how)
+
+
 @pytest.mark.slow
 @pytest.mark.row("F29")
-@pytest.mark.parametrize("how", [*CHANGES, "submit many"])
-async def test_a_repeat_on_another_connection_waits_for_the_disk_too(how: str) -> None:
+async def test_a_repeat_on_another_connection_waits_for_the_disk_too() -> None:
     """The client sends a call again after a reset: the script writes nothing then."""
-    with Valkey(*NEVER_SYNCED) as server:
-        redis = RedisSettings(url=server.url, durability="aof", timeout=2)
-        async with asyncio_loop(), open_store(redis) as store, trio.open_nursery() as nursery:
-            nursery.start_soon(cut_while_it_waits, server)
-            with pytest.raises(StoreUnavailable, match="not yet in the append-only file"):
-                await change(store, how, Submission(spec=spec_for(store)))
+
+    async def check(how: str) -> None:
+        with Valkey(*NEVER_SYNCED) as server:
+            redis = RedisSettings(url=server.url, durability="aof", timeout=2)
+            async with open_store(redis) as store, trio.open_nursery() as nursery:
+                nursery.start_soon(cut_while_it_waits, server)
+                with pytest.raises(StoreUnavailable, match="not yet in the append-only file"):
+                    await change(store, how, Submission(spec=spec_for(store)))
+
+    await at_once(check, [*CHANGES, "submit many"])
 
 
 @pytest.mark.slow
-@pytest.mark.row("F29")
-@pytest.mark.parametrize("how", CHANGES)
-async def test_a_repeat_at_another_api_waits_for_the_disk_too(how: str) -> None:
-    with Valkey(*NEVER_SYNCED) as server:
-        redis = RedisSettings(url=server.url, durability="aof", timeout=2)
-        async with asyncio_loop(), open_store(redis) as one, open_store(redis) as other:
-            sync(server)  # what they have written so far: only the change itself is left to wait for
-            submission = Submission(spec=spec_for(one), idempotency_key="k", value_digest="v")
-            for store in (one, other):
-                with pytest.raises(StoreUnavailable, match="not yet in the append-only file"):
-                    await change(store, how, submission)
+@pytest.mark.row("F9", "F29")
+async def test_a_change_waits_for_the_disk_and_a_repeat_at_another_api_too() -> None:
+    async def check(how: str) -> None:
+        with Valkey(*NEVER_SYNCED) as server:
+            redis = RedisSettings(url=server.url, durability="aof", timeout=2)
+            async with open_store(redis) as one, open_store(redis) as other:
+                sync(server)  # what they have written so far: only the change itself is left to wait for
+                submission = Submission(spec=spec_for(one), idempotency_key="k", value_digest="v")
+                for store in (one, other):
+                    with pytest.raises(StoreUnavailable, match="not yet in the append-only file"):
+                        await change(store, how, submission)
+
+    await at_once(check, CHANGES)
 
 
 @pytest.mark.slow
