@@ -177,16 +177,19 @@ class Servers:
         self._of_shard: dict[int, Any] = {}
 
     async def run(self, shard: int, call: Call[T]) -> T:
-        """Make a call to the server of a shard.
+        """Make a call to the server of a shard. Seeds share the time limit, as some of them may be dead.
 
         Raises:
             StoreUnavailable, StoreRefused: see `as_store_error`; `NoAnswer` after the time limit.
         """
         *others, last = [self._of_shard[shard]] if shard in self._of_shard else self._seeds
-        for client in others:
+        deadline = trio.current_time() + self._timeout_s
+        for left, client in zip(range(len(others) + 1, 1, -1), others, strict=True):
+            share_s = max(0, deadline - trio.current_time()) / left
             with suppress(NoAnswer):
-                return await self._bounded(partial(self._follow, shard, client, call))
-        return await self._bounded(partial(self._follow, shard, last, call))
+                return await self._bounded(partial(self._follow, shard, client, call), share_s)
+        left_s = max(0, deadline - trio.current_time())
+        return await self._bounded(partial(self._follow, shard, last, call), left_s)
 
     async def find(self, shard: int, call: Call[T]) -> T:
         """Make a call for a shard at a random server: a replica may have replaced the last server."""
@@ -222,10 +225,11 @@ class Servers:
         with trio.move_on_after(self._timeout_s, shield=True):
             await aio_as_trio(self._close_all)()
 
-    async def _bounded(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _bounded(self, call: Callable[[], Awaitable[T]], timeout_s: float | None = None) -> T:
         """Make an asyncio call, shielded from cancellation and bounded in time; maps exceptions."""
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         try:
-            with trio.move_on_after(self._timeout_s, shield=True):
+            with trio.move_on_after(timeout_s, shield=True):
                 try:
                     self._room.acquire_nowait()  # `acquire` would give all other tasks a turn first
                 except trio.WouldBlock:
@@ -242,7 +246,10 @@ class Servers:
             if str(error) != "'NoneType' object is not callable":
                 raise
             raise NoAnswer("the store does not answer: the connection is lost") from error
-        raise NoAnswer(f"the store does not answer: no reply within {self._timeout_s:g} s")
+        except asyncio.CancelledError as error:
+            # Two calls closed one connection, and the first ran out of time: that cancels what both wait for.
+            raise NoAnswer("the store does not answer: the connection is being closed") from error
+        raise NoAnswer(f"the store does not answer: no reply within {timeout_s:g} s")
 
     # The methods below run in the asyncio loop
 
