@@ -136,6 +136,12 @@ def reason_of(exc: Exception) -> str:
     return next((_REASONS[name] for name in names if name in _REASONS), f"failed with {type(exc).__name__}")
 
 
+def error_code(exc: Exception) -> str:
+    """The service's code, such as `NoSuchUpload`; `""` for an exception without a response."""
+    response: Mapping[str, Any] = getattr(exc, "response", None) or {}  # some exceptions have `None`
+    return str(response.get("Error", {}).get("Code", ""))
+
+
 def _refused(exc: Exception) -> PluginError:
     key = _KEYS.get(type(exc).__name__, "boto3 refuses the section")
     return PluginError(f"{key}: {' '.join(str(exc).split())}")

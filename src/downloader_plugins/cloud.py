@@ -7,7 +7,6 @@ obstore, which takes 0.1 s of CPU.
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -203,7 +202,7 @@ class _Buckets:
         self._settings = settings
         self._allows = text_globs(settings.buckets)
         self._threads = Threads()
-        self._opened: OrderedDict[str, Bucket] = OrderedDict()
+        self._opened: dict[str, Bucket] = {}
 
     async def bucket(self, name: str, region: str) -> Storage:  # noqa: ARG002  # required by the protocol
         """See `Buckets.bucket`; `name` is `gs://BUCKET` or `az://CONTAINER`."""
@@ -213,19 +212,17 @@ class _Buckets:
             raise StorageRefused(f"not a bucket: {exc}") from exc
         if not self._allows(name):
             raise StorageRefused(f"bucket {name} is not allowed by processor.cloud.buckets")
-        if name not in self._opened:
+        if (bucket := self._opened.pop(name, None)) is None:
             try:
                 bucket = await self._threads.run(
                     lambda _: _open_bucket(url, self._settings, self._threads, own=False)
                 )
             except PluginError as exc:
                 raise StorageError(f"{name} cannot be used: {exc}") from exc
-            self._opened[name] = bucket
-            if len(self._opened) > _CLIENTS:
-                self._opened.popitem(last=False)  # the last reference closes the connections
-            return bucket
-        self._opened.move_to_end(name)
-        return self._opened[name]
+        self._opened[name] = bucket  # moved to the end: the first one is the least recently used
+        if len(self._opened) > _CLIENTS:
+            del self._opened[next(iter(self._opened))]  # the last reference closes the connections
+        return bucket
 
     def url(self, name: str, region: str, key: str) -> str:  # noqa: ARG002  # required by the protocol
         """See `Buckets.url`."""

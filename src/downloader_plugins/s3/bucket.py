@@ -18,8 +18,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from downloader.storage import Body, KeyTaken, StorageError, StorageRefused, StoredFile
+from downloader_plugins.aws import error_code
 from downloader_plugins.objects import Call, Threads, check_ours, full_key, marked_metadata, repeated
-from downloader_plugins.s3.client import Clients, ObjectExists, error_code, explain
+from downloader_plugins.s3.client import Clients, ObjectExists, explain
 from downloader_plugins.s3.uploads import Uploads, content_md5, open_part
 
 if TYPE_CHECKING:  # stubs, which only type checking has

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from botocore import exceptions as aws
 from botocore.exceptions import BotoCoreError, ClientError
 
 from downloader.storage import StorageError, StorageRefused
-from downloader_plugins.aws import open_client, reason_of
+from downloader_plugins.aws import error_code, open_client, reason_of
 from downloader_plugins.objects import THREADS, PassingError
 from downloader_plugins.s3.settings import ConnectionSettings
 
@@ -141,7 +140,7 @@ def explain(exc: Exception, *, bucket: str, own: bool) -> StorageError:
     forbidden gives `StorageRefused`.
     """
     if isinstance(exc, ClientError):
-        return _answered(exc.response, bucket=bucket, own=own)
+        return _answered(exc, bucket=bucket, own=own)
     text = reason_of(exc)
     if isinstance(exc, OSError) and not isinstance(exc, BotoCoreError):
         text = f"the file to be sent cannot be read: {exc.strerror or type(exc).__name__}"
@@ -149,18 +148,11 @@ def explain(exc: Exception, *, bucket: str, own: bool) -> StorageError:
     return kind(f"S3 bucket {bucket}: {text}")
 
 
-def error_code(exc: Exception) -> str:
-    """S3's code, such as `NoSuchUpload`; `""` without a response."""
-    if not isinstance(exc, ClientError):
-        return ""
-    return str(exc.response.get("Error", {}).get("Code", ""))
-
-
-def _answered(response: Mapping[str, Any], *, bucket: str, own: bool) -> StorageError:
-    raw_code = str(response.get("Error", {}).get("Code", ""))
-    code = raw_code if _CODE.fullmatch(raw_code) else "an error"
-    meta = response.get("ResponseMetadata", {})
-    status = int(meta.get("HTTPStatusCode", 0))
+def _answered(exc: ClientError, *, bucket: str, own: bool) -> StorageError:
+    code = error_code(exc)
+    if not _CODE.fullmatch(code):
+        code = "an error"
+    status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     meaning = f": {_MEANING[code]}" if code in _MEANING else ""
     text = f"S3 bucket {bucket}: {code} ({status}){meaning}"
     if code in _PASSING or status in _PASSING_STATUS or status >= _SERVER_ERROR:

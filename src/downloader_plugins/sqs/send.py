@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from downloader.notify import Delivered, Payload, Rejected, Result, RetryLater
-from downloader_plugins.aws import reason_of
+from downloader_plugins.aws import error_code, reason_of
 from downloader_plugins.sqs.queue import Queue, group_id, same_queue
 
 if TYPE_CHECKING:  # packages of stubs alone, which only type checking has
@@ -96,7 +95,7 @@ def send(client: SQSClient, queue: Queue, cached_url: str, payloads: Sequence[Pa
     try:
         response = _request(client.send_message_batch, QueueUrl=url, Entries=_entries(queue, payloads))
     except FAILURES as exc:
-        if not isinstance(exc, ClientError) or _code(exc) not in _FAULTS_OF_THE_MESSAGE:
+        if error_code(exc) not in _FAULTS_OF_THE_MESSAGE:
             return _all(payloads, RetryLater(describe(exc, queue)))
         if len(payloads) > 1:
             return Sent(url=url)
@@ -107,17 +106,17 @@ def send(client: SQSClient, queue: Queue, cached_url: str, payloads: Sequence[Pa
 def describe(exc: Exception, queue: Queue | None = None) -> str:
     """The reason for people: SQS's code, but not the text of SQS or botocore."""
     if isinstance(exc, ClientError):
-        code = _code(exc)
+        code = error_code(exc)
         if code in _MISSING and queue is not None:
             return f"queue {queue.name} does not exist or may not be used ({code})"
         status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return f"SQS answered {status} {code}" if code != str(status) else f"SQS answered {status}"
+        return f"SQS answered {status}" if code in ("", str(status)) else f"SQS answered {status} {code}"
     return f"SQS: {'invalid answer' if isinstance(exc, _NoAnswer) else reason_of(exc)}"
 
 
 def is_denied(exc: Exception) -> bool:
     """Whether SQS denies the permission."""
-    return isinstance(exc, ClientError) and _code(exc) in ("AccessDenied", "AccessDeniedException")
+    return error_code(exc) in ("AccessDenied", "AccessDeniedException")
 
 
 def _request(operation: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
@@ -172,8 +171,3 @@ def _results(response: SendMessageBatchResultTypeDef, count: int) -> list[Result
 
 def _all(payloads: Sequence[Payload], result: Result, url: str = "") -> Sent:
     return Sent(results=[result] * len(payloads), url=url)
-
-
-def _code(exc: ClientError) -> str:
-    error = exc.response.get("Error", {})
-    return error.get("Code", "") or str(HTTPStatus.INTERNAL_SERVER_ERROR.value)
