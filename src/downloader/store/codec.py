@@ -61,29 +61,35 @@ Seal = Callable[[str], str]
 # Arguments
 
 
+def given(**arguments: Any) -> dict[str, Any]:
+    """The arguments that are not `None`; the scripts take the others as absent."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
 def submit(item: Submission, permitted: str, seal: Seal | None, *, with_host: bool = False) -> dict[str, Any]:
     """Arguments for a job; `permitted` is the proxy that the aggregation may have, if not every proxy.
 
     `with_host`: store the host of the URL for the scripts.
     """
     spec = replace(item.spec, host=host_of(item.spec.url)) if with_host else item.spec
-    return {
-        "id": item.spec.id,
-        "queue": item.spec.aggr_id,
-        "limit": str(item.spec.aggr_limit),
-        **_pace(item.spec),
-        "due": item.spec.not_before,
-        **({"priority": item.spec.priority} if item.spec.priority else {}),
-        "proxy": item.spec.aggr_proxy,
-        "spec": spec.to_json(seal),
-        "idempotency": item.idempotency_key,
-        "values": item.value_digest,
-        "body": item.body_digest,
-        **({"permitted": permitted} if item.permits else {}),
-        **({"token": item.spec.token} if item.spec.token else {}),
-        **({} if item.quota is None else {"quota": item.quota}),
-        **job_group(item.spec),
-    }
+    return given(
+        id=spec.id,
+        queue=spec.aggr_id,
+        limit=str(spec.aggr_limit),
+        rate=None if spec.aggr_rate is None else str(spec.aggr_rate),
+        delay=None if spec.aggr_delay is None else str(spec.aggr_delay),
+        due=spec.not_before,
+        priority=spec.priority or None,
+        proxy=spec.aggr_proxy,
+        spec=spec.to_json(seal),
+        idempotency=item.idempotency_key,
+        values=item.value_digest,
+        body=item.body_digest,
+        permitted=permitted if item.permits else None,
+        token=spec.token or None,
+        quota=item.quota,
+        job_group=spec.group or None,
+    )
 
 
 def script_of(settlement: Settlement) -> str:
@@ -128,9 +134,8 @@ def _retry_later(settlement: Settlement, seal: Seal | None) -> dict[str, Any]:
         "status": str(outcome.response_code if outcome else 0),
         "attempts": "0" if settlement.verdict is Verdict.THROTTLED else "1",
         "delay_ms": ms(settlement.delay_s),
-        **_phases(outcome, seal),
+        **given(phases=_phases(outcome, seal), slow=settlement.slow or None),
         **_cooldown(outcome),
-        **_slow(settlement),
     }
 
 
@@ -143,9 +148,7 @@ def _finish(settlement: Settlement, seal: Seal | None) -> dict[str, Any]:
     return {
         **_ended(settlement),
         **callback(settlement.callback),
-        **counted(settlement.lease.spec),
-        **job_group(settlement.lease.spec),
-        **_record(settlement, None if settlement.callback else outcome, seal),
+        **_of_job(settlement.lease.spec),
         "attempts": "1" if counts else "0",
         "code": outcome.error_code,
         "status": str(outcome.response_code),
@@ -153,8 +156,11 @@ def _finish(settlement: Settlement, seal: Seal | None) -> dict[str, Any]:
         "sha256": file.sha256,
         "mime": file.mime_type,
         "image": file.image_size,
-        **({"more": more} if (more := _more(outcome, seal)) else {}),
-        **_phases(outcome, seal),
+        **given(
+            record=None if settlement.callback else _record(settlement, outcome, seal),
+            more=_more(outcome, seal) or None,
+            phases=_phases(outcome, seal),
+        ),
         **_cooldown(outcome),
     }
 
@@ -174,9 +180,8 @@ def _more(outcome: Outcome, seal: Seal | None) -> list[str]:
     return [text for name, value in values.items() if value for text in (name, value)]
 
 
-def _phases(outcome: Outcome | None, seal: Seal | None) -> dict[str, str]:
-    """The argument `phases`."""
-    return {"phases": outcome.phases.to_text(seal)} if outcome and outcome.phases else {}
+def _phases(outcome: Outcome | None, seal: Seal | None) -> str | None:
+    return outcome.phases.to_text(seal) if outcome and outcome.phases else None
 
 
 def _close_callback(settlement: Settlement, seal: Seal | None) -> dict[str, Any]:
@@ -184,26 +189,24 @@ def _close_callback(settlement: Settlement, seal: Seal | None) -> dict[str, Any]
     return {
         **_ended(settlement),
         "limit": str(settlement.callback.limit),
-        **job_group(settlement.lease.spec),
-        **_slow(settlement),
-        **_record(settlement, settlement.lease.result, seal),
+        **given(
+            job_group=settlement.lease.spec.group or None,
+            slow=settlement.slow or None,
+            record=_record(settlement, settlement.lease.result, seal),
+        ),
     }
 
 
-def _record(settlement: Settlement, outcome: Outcome | None, seal: Seal | None) -> dict[str, str]:
+def _record(settlement: Settlement, outcome: Outcome | None, seal: Seal | None) -> str | None:
     """The argument `record` if the job ends with this success; `outcome` is the download's.
 
     A cancelled download counts as ended, because it cannot be retried.
     """
     if outcome is None or settlement.verdict is not Verdict.SUCCEEDED or settlement.lease.spec.damage:
-        return {}
+        return None
     if outcome.verdict is not Verdict.SUCCEEDED and outcome.error_code != ErrorCode.CANCELLED:
-        return {}
-    return {"record": ended.record(settlement.lease.spec, outcome, seal)}
-
-
-def _slow(settlement: Settlement) -> dict[str, bool]:
-    return {"slow": True} if settlement.slow else {}
+        return None
+    return ended.record(settlement.lease.spec, outcome, seal)
 
 
 def _ended(settlement: Settlement) -> dict[str, Any]:
@@ -220,21 +223,19 @@ def callback(plan: CallbackPlan | None) -> dict[str, str]:
     """The arguments `callback`, `limit` and `token`; an empty queue stands for no callback."""
     if plan is None:
         return {"callback": "", "limit": "0"}
-    token = {"token": plan.token} if plan.token else {}
-    return {"callback": plan.queue, "limit": str(plan.limit), **token}
+    return given(callback=plan.queue, limit=str(plan.limit), token=plan.token or None)
 
 
 def cancelled(spec: JobSpec, plan: CallbackPlan | None, seal: Seal | None) -> dict[str, str]:
     """The arguments about the end of a job that a client cancels."""
-    readable = not spec.sealed and not spec.damage
-    record = ended.record(spec, Outcome(verdict=Verdict.FAILED), seal) if plan is None and readable else ""
-    more = {"record": record} if record else {}
-    return {**callback(plan), **counted(spec), **job_group(spec), **more}
+    kept = plan is None and not spec.sealed and not spec.damage
+    record = ended.record(spec, Outcome(verdict=Verdict.FAILED), seal) if kept else None
+    return {**callback(plan), **_of_job(spec), **given(record=record)}
 
 
-def counted(spec: JobSpec) -> dict[str, str]:
-    """The argument `counted`."""
-    return {"counted": spec.token} if spec.counted else {}
+def _of_job(spec: JobSpec) -> dict[str, str]:
+    """The arguments `counted` and `job_group`."""
+    return given(counted=spec.token if spec.counted else None, job_group=spec.group or None)
 
 
 def quota_of_group(token: str, quota: Mapping[str, int] | None) -> dict[str, Any]:
@@ -242,25 +243,14 @@ def quota_of_group(token: str, quota: Mapping[str, int] | None) -> dict[str, Any
     return {} if quota is None else {"quota": quota, "token_of_quota": token}
 
 
-def job_group(spec: JobSpec) -> dict[str, str]:
-    """The argument `job_group`."""
-    return {"job_group": spec.group} if spec.group else {}
-
-
 def ms(seconds: float) -> int:
     """Whole milliseconds."""
     return int(seconds * 1000)
 
 
-def types(names: Iterable[str]) -> str:
-    """Types of callbacks in the form that the scripts use: `,http,kafka,`."""
-    return f",{','.join(sorted(names))},"
-
-
-def _pace(spec: JobSpec) -> dict[str, str]:
-    """The rate and the delay that a job names."""
-    named = {"rate": spec.aggr_rate, "delay": spec.aggr_delay}
-    return {name: str(value) for name, value in named.items() if value is not None}
+def types(names: Iterable[str] | None) -> str | None:
+    """Types of callbacks in the form that the scripts use: `,http,kafka,`; `None` for all types."""
+    return None if names is None else f",{','.join(sorted(names))},"
 
 
 def _cooldown(outcome: Outcome | None) -> dict[str, Any]:
@@ -268,13 +258,13 @@ def _cooldown(outcome: Outcome | None) -> dict[str, Any]:
     if outcome is None or outcome.cooldown is None:
         return {}
     cooldown = outcome.cooldown
-    rates = {"had": cooldown.had, "host_had": cooldown.host_had}
-    return {
-        "cool_ms": ms(cooldown.seconds),
-        "asked": cooldown.asked,
-        "host_too": cooldown.of_host,
-        **{name: list(rate) for name, rate in rates.items() if rate},
-    }
+    return given(
+        cool_ms=ms(cooldown.seconds),
+        asked=cooldown.asked,
+        host_too=cooldown.of_host,
+        had=cooldown.had,
+        host_had=cooldown.host_had,
+    )
 
 
 # Answers

@@ -7,7 +7,6 @@ own jobs of the group. With one shard, the script that ends the last job complet
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -22,9 +21,6 @@ from downloader.store.reader import StoreReader
 from downloader.store.sealing import Sealer
 from downloader.store.values import CallbackPlan, Listed
 from downloader.wire import Group, GroupPage
-
-_CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{1,20})")
-"""Shard, and cursor of ZSCAN on that shard."""
 
 _DURABLE = frozenset({"seal", "reopen"})
 """Arguments of `group.lua` for changes by a client, which must be durable before the response."""
@@ -59,18 +55,12 @@ class GroupStore(StoreReader):
         Raises:
             ValueError: the cursor does not come from a `GroupPage`.
         """
-        match = _CURSOR.fullmatch(cursor or "0.0")
-        if match is None or int(match[1]) >= self._keys.shards or int(match[2]) >= 2**64:
-            raise ValueError("no such cursor")
-        shard = int(match[1])
+        shard, position = self._scan_position(cursor)
         key = self._keys.key(shard, "job_groups")
-        position, rows = await self._client.command("ZSCAN", key, match[2], "COUNT", count, shard=shard)
+        position, rows = await self._client.command("ZSCAN", key, position, "COUNT", count, shard=shard)
         names = [row[0] for row in rows] if rows and isinstance(rows[0], list | tuple) else rows[::2]
-        if str(position) != "0":
-            cursor = f"{shard}.{position}"
-        else:
-            cursor = f"{shard + 1}.0" if shard + 1 < self._keys.shards else ""
-        return GroupPage(groups=await self._described(sorted(set(names))), cursor=cursor)
+        groups = await self._described(sorted(set(names)))
+        return GroupPage(groups=groups, cursor=self._scan_cursor(shard, position))
 
     async def cancellable(self, name: str, cursor: str, count: int) -> tuple[Sequence[JobSpec], str]:
         """At most `count` pending or running jobs of a group, and the cursor of the next call.

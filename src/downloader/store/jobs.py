@@ -208,24 +208,20 @@ class JobStore(GroupStore):
         shards = self._shards_in_turn() if count else requests.unanswered
         if count and room and len(shards) > 1:
             shards = requests.to_ask(shards, woken)
-        common = {
-            "kind": kind,
-            "owner": owner,
-            "lease_ms": ms(lease_s),
-            "last": list(shares.last),
-            "never": list(shares.never),
-            "suspects": shares.suspects,
-            "token": shares.token,
-            "tokens": shares.tokens,
-        }
-        if self._hosts is not None and kind is Kind.DOWNLOAD:
-            common["hosts"] = self._hosts
-        if self._rates and kind is Kind.CALLBACK:
-            common["rates"] = self._rates
-        if room:
-            common["room"] = room
-        if types is not None:
-            common["types"] = codec.types(types)
+        common = codec.given(
+            kind=kind,
+            owner=owner,
+            lease_ms=ms(lease_s),
+            last=list(shares.last),
+            never=list(shares.never),
+            suspects=shares.suspects,
+            token=shares.token,
+            tokens=shares.tokens,
+            hosts=self._hosts if kind is Kind.DOWNLOAD else None,
+            rates=(self._rates or None) if kind is Kind.CALLBACK else None,
+            room=room or None,
+            types=codec.types(types),
+        )
         leases: list[Lease] = []
         answered: dict[int, Mapping[str, Any]] = {}
         unproven, failing = shares.unproven, shares.failing
@@ -274,9 +270,7 @@ class JobStore(GroupStore):
         noted the owner as idle are asked.
         """
         shards = range(self._keys.shards) if requests is None else requests.withdraw()
-        call = {"kind": kind, "owner": owner}
-        if types is not None:
-            call["types"] = codec.types(types)
+        call = codec.given(kind=kind, owner=owner, types=codec.types(types))
         await self._client.ask(shards, lambda shard: self._client.run("withdraw", shard, call))
 
     def _shards_in_turn(self) -> list[int]:
@@ -352,9 +346,7 @@ class JobStore(GroupStore):
         `lease_s` is the length of leases. If given, leases that end later than `lease_s` from now count as
         expired too: the server's clock was set back.
         """
-        call = {"kind": kind, "count": count}
-        if lease_s is not None:
-            call["lease_ms"] = ms(lease_s)
+        call = codec.given(kind=kind, count=count, lease_ms=None if lease_s is None else ms(lease_s))
         return [job_id for ids in await self._client.run_on_all("sweep", call) for job_id in ids]
 
     async def set_crawl_delay(self, host: str, seconds: float, keep_s: float) -> None:
@@ -445,19 +437,22 @@ class JobStore(GroupStore):
         Raises:
             ValueError: the first id is not a job id.
         """
-        shard = shard_of(job_ids[0], self._keys.shards)
+        limits = {name: str(callback_limit(name, limit, own_limits)) for name in (*BROKERS, *own_limits)}
         call = {
             "kind": Kind.DOWNLOAD if download else Kind.CALLBACK,
             "request": secrets.token_hex(8),
             "limit": str(limit),
-            "limits": {
-                name: str(callback_limit(name, limit, own_limits)) for name in (*BROKERS, *own_limits)
-            },
+            "limits": limits,
         }
-        rows = [{"id": job_id} for job_id in job_ids]
-        return [
-            Changed(answer) for answer in await self._client.run("retry", shard, call, rows, durable=True)
-        ]
+        return await self._change("retry", call, [{"id": job_id} for job_id in job_ids])
+
+    async def _change(
+        self, script: str, call: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Changed]:
+        """Run a transition of a client on jobs of the same shard."""
+        shard = shard_of(rows[0]["id"], self._keys.shards)
+        answers = await self._client.run(script, shard, call, rows, durable=True)
+        return [Changed(answer) for answer in answers]
 
     async def cancel(self, spec: JobSpec, plan: CallbackPlan | None, keep_s: float) -> Changed:
         """End a pending or running download as `CANCELLED`; the callback becomes pending.
@@ -473,15 +468,12 @@ class JobStore(GroupStore):
         self, jobs: Sequence[tuple[JobSpec, CallbackPlan | None]], keep_s: float
     ) -> Sequence[Changed]:
         """Like `cancel`, for one or more jobs of the same aggregation, such as those of `unfinished`."""
-        shard = shard_of(jobs[0][0].id, self._keys.shards)
         call = {"error": CANCELLED, "keep_ms": ms(keep_s)}
         rows = [
             {"id": spec.id, "queue": spec.aggr_id, **codec.cancelled(spec, plan, self._seal)}
             for spec, plan in jobs
         ]
-        return [
-            Changed(answer) for answer in await self._client.run("cancel", shard, call, rows, durable=True)
-        ]
+        return await self._change("cancel", call, rows)
 
     async def adjust(self, aggr_id: str, changes: AggregationChanges) -> Aggregation | None:
         """Change an aggregation in the whole fleet; `None` for an aggregation without work and set values.

@@ -172,18 +172,29 @@ class StoreReader:
         Raises:
             ValueError: the cursor does not come from an `AggregationPage`.
         """
+        shard, position = self._scan_position(cursor)
+        answer = codec.fields(
+            await self._client.run("aggregations", shard, {"cursor": position, "count": count})
+        )
+        aggregations = [codec.aggregation(flat) for flat in answer["aggregations"]]
+        return AggregationPage(aggregations=aggregations, cursor=self._scan_cursor(shard, answer["cursor"]))
+
+    def _scan_position(self, cursor: str) -> tuple[int, str]:
+        """Shard, and cursor of ZSCAN on that shard; an empty `cursor` is the start.
+
+        Raises:
+            ValueError: `cursor` does not come from `_scan_cursor`.
+        """
         match = _SCAN_CURSOR.fullmatch(cursor or "0.0")
         if match is None or int(match[1]) >= self._keys.shards or int(match[2]) >= 2**64:
             raise ValueError("no such cursor")
-        shard = int(match[1])
-        call = {"cursor": match[2], "count": count}
-        answer = codec.fields(await self._client.run("aggregations", shard, call))
-        if answer["cursor"] != "0":
-            next_cursor = f"{shard}.{answer['cursor']}"
-        else:
-            next_cursor = f"{shard + 1}.0" if shard + 1 < self._keys.shards else ""
-        aggregations = [codec.aggregation(flat) for flat in answer["aggregations"]]
-        return AggregationPage(aggregations=aggregations, cursor=next_cursor)
+        return int(match[1]), match[2]
+
+    def _scan_cursor(self, shard: int, position: int | str) -> str:
+        """The cursor of the next page; empty after the last shard."""
+        if str(position) != "0":
+            return f"{shard}.{position}"
+        return f"{shard + 1}.0" if shard + 1 < self._keys.shards else ""
 
     async def described(self, aggr_ids: Iterable[str]) -> Sequence[Aggregation]:
         """Descriptions of aggregations, in any order; aggregations without work are left out."""
