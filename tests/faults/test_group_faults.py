@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import redis
 import trio
 
 from downloader.config import RedisSettings
@@ -184,3 +185,24 @@ async def test_f38_who_completes_a_group_on_a_cluster_dies(cluster: tuple[JobSto
     await tend(store)
     [spec] = await callbacks(store)
     assert (spec.id, json.loads(spec.completes)["jobs"]) == (second, 80)
+
+
+async def test_f38_the_shard_of_the_name_loses_the_seal(cluster: tuple[JobStore, str]) -> None:
+    store, url = cluster
+    specs = await with_jobs(store)
+    await store.seal_group("g")
+    with redis.Redis.from_url(url) as raw:
+        records = {key: raw.hexists(key, "spec") for key in raw.scan_iter("*:job_group:g")}
+        [home] = [key for key, has_callback in records.items() if has_callback]
+        raw.hdel(home, "sealed")
+        await end(store, 40)
+        assert (await tend(store)).state == "open"
+        assert not any(raw.hexists(key, "sealed") for key in records)
+    late = [spec_for(store, spec.aggr_id, group="g") for spec in specs]
+    accepted = await store.submit([Submission(spec=spec) for spec in late])
+    assert {answer for answer, _ in accepted} == {Accepted.NEW}
+    await end(store, 40)
+    await store.seal_group("g")
+    assert (await tend(store)).state == "complete"
+    [spec] = await callbacks(store)
+    assert json.loads(spec.completes)["jobs"] == 80

@@ -153,19 +153,28 @@ class GroupStore(StoreReader):
 
         `due` has the names of the groups by shard, from `reap`.
         """
-        asked: set[str] = set()  # a group may be due in each shard
+        asked: dict[str, int] = {}  # a group may be due in each shard
         for shard, names in due.items():
-            asked.update(await self._client.run("tend", shard, {}, [{"name": name} for name in names]))
-        for name in sorted(asked):
+            rows = [{"name": name} for name in names]
+            asked |= dict.fromkeys(await self._client.run("tend", shard, {}, rows), shard)
+        for name, shard in sorted(asked.items()):
             with suppress(StoreUnavailable):  # the group is due again later, and must not stop the others
-                await self._complete(name)
+                await self._complete(name, shard)
 
-    async def _complete(self, name: str) -> None:
-        """Seal a group in all shards of a Cluster, and complete it if none has an unfinished job."""
+    async def _complete(self, name: str, due_in: int | None = None) -> None:
+        """Seal a group in all shards of a Cluster, and complete it if none has an unfinished job.
+
+        `due_in` is the shard in which the group was due. The home shard is sealed first and opened last, so
+        if only the home shard is open, it has lost the seal: the group is opened in all other shards too.
+        """
         home = self._home(name)
-        [answer] = await self._client.run("group", home, {}, [{"name": name}])
-        mark = codec.fields(answer).get("sealed")
+        mark = await self._seal_in(home, name)
         if mark is None:
+            other = home if due_in is None else due_in
+            left = await self._seal_in(other, name)
+            if left is not None and await self._seal_in(home, name) is None:  # nobody has sealed it meanwhile
+                others = [shard for shard in range(self._keys.shards) if shard != home]
+                await self._parts([{"name": name, "reopen": True, "mark": left}], others)
             return
         if (shard := self._unfinished_in.pop((name, mark), None)) is not None:
             [answer] = await self._client.run("group", shard, {}, [{"name": name}])
@@ -188,6 +197,11 @@ class GroupStore(StoreReader):
             await self._client.run("complete", home, call)
             failpoint("after-group-complete")
         await self._parts([{"name": name, "completed": True, "mark": mark}])
+
+    async def _seal_in(self, shard: int, name: str) -> str | None:
+        """The time of a group's seal in a shard; `None` if the group is open there."""
+        [answer] = await self._client.run("group", shard, {}, [{"name": name}])
+        return codec.fields(answer).get("sealed")
 
     async def _parts(
         self, rows: Sequence[Mapping[str, Any]], shards: Sequence[int] = ()
