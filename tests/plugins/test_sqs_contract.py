@@ -23,7 +23,6 @@ SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
 class SqsPeer(NotifierPeer):
     moto: Moto
     proxy: TcpProxy
-    suffix: str = ""
     hasty: Mapping[str, Any] = field(default_factory=lambda: {"timeout": 1.0})
     secrets: Sequence[str] = (SECRET,)
     found: dict[str, list[bytes]] = field(default_factory=dict)
@@ -46,9 +45,8 @@ class SqsPeer(NotifierPeer):
         return open_sqs(section, host)
 
     def destination(self) -> str:
-        name = f"contract-{secrets.token_hex(8)}{self.suffix}"
-        attributes: dict[Any, str] = {"FifoQueue": "true"} if self.suffix else {}
-        self.moto.sqs.create_queue(QueueName=name, Attributes=attributes)
+        name = f"contract-{secrets.token_hex(8)}"
+        self.moto.sqs.create_queue(QueueName=name)
         return name
 
     def rejected_destination(self) -> str:
@@ -76,9 +74,11 @@ class SqsPeer(NotifierPeer):
                 return found
 
 
-class _Contract(NotifierContract):
+@pytest.mark.slow
+class TestSqs(NotifierContract):
+    """Standard queues; `test_sqs_notifier` has what is different for FIFO queues."""
+
     moto: Moto
-    suffix = ""
     # boto3 reads its models whenever the plugin is opened: on a busy machine for seconds.
     answer_s = 30.0
     limit_s = 110.0
@@ -90,16 +90,4 @@ class _Contract(NotifierContract):
     @asynccontextmanager
     async def peer(self) -> AsyncIterator[NotifierPeer]:
         async with open_tcp_proxy(self.moto.port) as proxy:
-            yield SqsPeer(self.moto, proxy, self.suffix)
-
-
-@pytest.mark.slow
-class TestSqs(_Contract):
-    """Standard queues."""
-
-
-@pytest.mark.slow
-class TestSqsFifo(_Contract):
-    """FIFO queues."""
-
-    suffix = ".fifo"
+            yield SqsPeer(self.moto, proxy)
