@@ -140,16 +140,18 @@ class _Examination:
 
     async def run(self, settings: Settings, part_s: float) -> None:
         """Try all parts."""
-        clouds = ["processor.cloud"] if settings.processor.cloud.buckets else []
+        s3, cloud = settings.processor.s3, settings.processor.cloud
         parts: dict[str, Try] = {
             "redis": partial(_try_store, settings, self.compare),
             "processor.filestorage": partial(_try_storage, settings),
-            "processor.s3": partial(_try_buckets, settings),
-            **{part: partial(_try_clouds, settings) for part in clouds},
+            "processor.s3": partial(_try_buckets, OWN_BUCKETS, s3.section, needed=s3.is_set),
+            "processor.cloud": partial(_try_buckets, CLOUD_BUCKETS, cloud.section, needed=True),
             **{f"backends.{name}": partial(_try_backend, settings, name) for name in settings.backends},
             "spool": partial(trio.to_thread.run_sync, _try_spool, settings, abandon_on_cancel=True),
             "api": partial(try_api, settings.api),
         }
+        if not cloud.buckets:
+            del parts["processor.cloud"]
         self.findings = dict.fromkeys(parts)
         if not settings.backends:
             text = (
@@ -248,9 +250,7 @@ async def _info(client: StoreClient) -> Mapping[str, Any]:
         info: Mapping[str, Any] = await client.command("INFO")
     except StoreError:
         return {}
-    # A cluster's client asks each node.
-    nodes = [node for node in info.values() if isinstance(node, Mapping) and "redis_version" in node]
-    return nodes[0] if nodes else info
+    return info
 
 
 def _risks(redis: RedisSettings, info: Mapping[str, Any]) -> Iterator[str]:
@@ -281,18 +281,11 @@ async def _try_storage(settings: Settings) -> str:
     return f"{name}: wrote and deleted an object"
 
 
-async def _try_buckets(settings: Settings) -> str:
+async def _try_buckets(name: str, section: Mapping[str, Any], *, needed: bool) -> str:
     """Open the plugin for buckets of jobs; no bucket can be tried before a job names one."""
-    section = settings.processor.s3
-    if not section.is_set and (missing := missing_package(BUCKETS, OWN_BUCKETS)):
+    if not needed and (missing := missing_package(BUCKETS, name)):
         raise Note(f"jobs' own buckets are refused: the plugin {missing}")
-    async with open_buckets(OWN_BUCKETS, section.section):
-        return "opens; nothing to try until a job brings a bucket"
-
-
-async def _try_clouds(settings: Settings) -> str:
-    """Like `_try_buckets`."""
-    async with open_buckets(CLOUD_BUCKETS, settings.processor.cloud.section):
+    async with open_buckets(name, section):
         return "opens; nothing to try until a job brings a bucket"
 
 
