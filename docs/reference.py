@@ -13,6 +13,7 @@ import re
 import textwrap
 import types
 from collections.abc import Callable, Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -28,7 +29,7 @@ from downloader.observe import Event
 from downloader.observe.counters import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS
 from downloader.observe.metrics import METRICS
 from downloader.service.predecessor import NOTIFIER_NAMES, PROCESSOR_NAMES
-from downloader.store import KEYS, load_library
+from downloader.store import KEYS
 from downloader.testing import StorageContract
 from downloader.wire import DownloadRequest
 from downloader_plugins.cloud import CloudStorageSettings
@@ -39,6 +40,8 @@ from downloader_plugins.s3.settings import BucketsSettings, S3StorageSettings
 from downloader_plugins.sqs import SqsSettings
 
 KIB = 1024
+
+LUA = Path(__file__).parents[1] / "src/downloader/store/lua"
 
 BLOCK = re.compile(r"^```\{generated\} ([\w-]+)\n.*?^```$", re.MULTILINE | re.DOTALL)
 
@@ -277,11 +280,27 @@ def keys() -> str:
     return table("key | type | time to live | who deletes it | holds", rows)
 
 
+def header_of(source: str) -> Mapping[str, str]:
+    """The fields of the comment at the beginning of a script, and what is before them as `summary`."""
+    comment = "\n".join(line[3:] for line in takewhile(lambda line: line[:2] == "--", source.splitlines()))
+    summary, fields, *_ = comment.split("\n\n")
+    texts = re.split(r"^(KEYS|ARGV|from|to|answer|repeat) +", fields, flags=re.MULTILINE)
+    return {
+        "summary": " ".join(summary.partition(": ")[2].split()),
+        **{name: " ".join(text.split()) for name, text in zip(texts[1::2], texts[2::2], strict=True)},
+    }
+
+
 def transitions() -> str:
     """All scripts, by what their headers say."""
+    headers = {
+        path.stem: header_of(path.read_text("utf-8"))
+        for path in sorted(LUA.glob("*.lua"))
+        if not path.stem.startswith("_")
+    }
     rows = [
-        (f"`{name}`: {one.summary}", *(one.header[field] for field in ("from", "to", "answer", "repeat")))
-        for name, one in load_library().scripts.items()
+        (f"`{name}`: {header['summary']}", *(header[field] for field in ("from", "to", "answer", "repeat")))
+        for name, header in headers.items()
     ]
     return table("transition | from | to | answer | repeated", rows)
 

@@ -166,7 +166,7 @@ async def test_a_call_leaves_nothing_to_the_next() -> None:
         raw.close()
         steps = [words for words in commands if words[0] == "FCALL" or words[1] == "first:1:{0}:clock"]
         called = {words[1].removeprefix(f"{stays.name}_") for words in steps if words[0] == "FCALL"}
-        assert called == set(stays.scripts) - {"complete"}, "which only a Cluster needs"
+        assert called == set(stays.transitions) - {"complete"}, "which only a Cluster needs"
         bases = [
             Keys(prefix=prefix, shards=16).base(shard)
             for prefix, shard in (("new", 0), ("b", 3), ("behind", 12))

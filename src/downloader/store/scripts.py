@@ -1,10 +1,12 @@
-"""The library of Lua functions, one for each transition, with header comments."""
+"""The library of Lua functions, one for each transition.
+
+Each file of a transition begins with a header, from which `docs/reference.py` makes a table.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -25,17 +27,6 @@ _READS = ("aggregations", "backlog", "busiest", "get", "list", "tally", "unfinis
 _GROWS = ("submit",)
 """Transitions that a server with full memory refuses. All others let jobs end, which makes room."""
 
-_HEADER_FIELDS = ("KEYS", "ARGV", "from", "to", "answer", "repeat")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Script:
-    """A transition."""
-
-    summary: str
-    header: Mapping[str, str]
-    """The fields of the header comment: `KEYS`, `ARGV`, `from`, `to`, `answer`, `repeat`."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
@@ -46,7 +37,7 @@ class Library:
 
     body: str
     """The Lua code after the first two lines, which contain the library's name."""
-    scripts: Mapping[str, Script]
+    transitions: Sequence[str]
 
     @cached_property
     def name(self) -> str:
@@ -69,15 +60,11 @@ class Library:
 
     @cached_property
     def _functions(self) -> Mapping[str, str]:
-        return {name: f"{self.name}_{name}" for name in self.scripts}
+        return {name: f"{self.name}_{name}" for name in self.transitions}
 
 
 def load_library(*, cluster: bool = False) -> Library:
-    """The library from the package's `lua` folder, for a Cluster or for one server.
-
-    Raises:
-        ValueError: the header of a file is malformed.
-    """
+    """The library from the package's `lua` folder, for a Cluster or for one server."""
     sources = {
         entry.name.removesuffix(".lua"): entry.read_text("utf-8")
         for entry in sorted(_LUA.iterdir(), key=lambda entry: entry.name)
@@ -86,7 +73,7 @@ def load_library(*, cluster: bool = False) -> Library:
     shared = "\n".join(_LUA.joinpath(name).read_text("utf-8") for name in _SHARED)
     head = f"local base, in_cluster = nil, {str(cluster).lower()}\n{lua_key_functions()}"
     body = head + shared + "\n".join(_registered(name, source) for name, source in sources.items())
-    return Library(body=body, scripts={name: _script(name, source) for name, source in sources.items()})
+    return Library(body=body, transitions=list(sources))
 
 
 def _registered(name: str, source: str) -> str:
@@ -101,29 +88,3 @@ end
 redis.register_function{{function_name = library .. '_{name}', callback = transition, flags = {{{flag}}}}}
 end
 """
-
-
-def _script(name: str, source: str) -> Script:
-    lines = []
-    for line in source.splitlines():
-        if not line.startswith("--"):
-            break
-        lines.append(line[3:])
-    title, _, summary = lines[0].partition(": ")
-    if title != name:
-        raise ValueError(f"{name}.lua: the first line must begin with {name!r}")
-    header: dict[str, str] = {}
-    field = ""
-    for line in lines[2:]:
-        match = re.match(r"(\w+) {2,}(.*)|(\w+) (.*)", line)
-        if match and (match[1] or match[3]) in _HEADER_FIELDS:
-            field = match[1] or match[3]
-            header[field] = (match[2] if match[1] else match[4]).strip()
-        elif line.startswith(" ") and field:
-            header[field] += " " + line.strip()
-        else:
-            field = ""
-    missing = [f for f in _HEADER_FIELDS if f not in header]
-    if missing:
-        raise ValueError(f"{name}.lua: the header lacks {', '.join(missing)}")
-    return Script(summary=summary, header=header)
