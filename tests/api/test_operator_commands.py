@@ -274,6 +274,13 @@ async def test_jobs(run: Run, api: Served, monkeypatch: pytest.MonkeyPatch) -> N
     await run("jobs", "--state", "failed", "-n", "1")
     head, row = terminal.getvalue().splitlines()
     assert head.split()[-3:] == ["code", "destination", "url"]
+    monkeypatch.setenv("COLUMNS", "80")
+    await run("submit", "https://wait.example/a")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    await run("jobs", "--state", "pending", "--aggr-id", "wait.example")
+    head, row = terminal.getvalue().splitlines()
+    assert head.split() == ["job", "state", "so", "far", "aggregation", "url"]
+    assert row.split()[1:] == ["pending", "wait.example", "https://wait.example/a"]
     assert "https://" in row
 
 

@@ -71,6 +71,12 @@ def test_a_long_name_leaves_room_for_the_numbers() -> None:
     assert row.split()[1:] == ["3", "4", "1,234,567", "paused"]
 
 
+def test_an_aggregation_without_jobs_has_no_limit() -> None:
+    rows = [{"aggr_id": "xxx", "in_flight": 0, "limit": 1, "pending": 0, "paused": True}]
+    [row] = [line for line in shown(snapshot(aggregations=rows)) if line.startswith("xxx")]
+    assert row.split()[1:] == ["0", "0", "paused"]
+
+
 def test_the_rows_that_are_left_out_are_counted() -> None:
     lines = shown(snapshot())
     rows = [line for line in lines if line.startswith("a") and "1,234" in line]

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 import pytest
 from playwright.sync_api import APIResponse, Route, expect
+from pydantic import SecretStr
 
+from downloader.config import ApiSettings, Scope, TokenSettings
 from downloader.model import CallbackOutcome, Cooldown, ErrorCode, JobSpec, Kind, Outcome, State, Verdict
 from downloader.store import JobStore, JobView, Submission
-from downloader.wire import Aggregation
-from servers.browser import Browse, Seen, meanwhile
+from downloader.wire import Aggregation, AuditEntry
+from servers.browser import Browse, Seen, ServePage, meanwhile
 from servers.jobs import end_all, spec_for, submitted, tried_again
 
 pytestmark = pytest.mark.slow
 
 BROKEN = Outcome(verdict=Verdict.FAILED, error="no", error_code=ErrorCode.CONNECT)
 REFUSED = CallbackOutcome(verdict=Verdict.FAILED, error="410")
+HOSTILE = "<img src=x onerror=alert(1)>"
 STORED = Outcome(verdict=Verdict.SUCCEEDED)
 
 
@@ -439,3 +443,49 @@ async def test_a_cooldown_is_shown_with_its_reason(browse: Browse, page_url: str
         expect(again).to_be_hidden()
 
     await browse(page_url, look)
+
+
+async def test_who_changed_what_is_shown(browse: Browse, serve_page: ServePage, store: JobStore) -> None:
+    tokens = {name: f"the-token-of-{name}" for name in ("anna", "reader")}
+    scopes: dict[str, list[Scope]] = {"anna": ["admin"], "reader": ["read"]}
+    url = await serve_page(
+        ApiSettings(
+            tokens=[
+                TokenSettings(name=name, token=SecretStr(token), scopes=scopes[name])
+                for name, token in tokens.items()
+            ]
+        )
+    )
+    at = datetime(2026, 12, 2, tzinfo=UTC)
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("pause_all", {"paused": True}),
+        ("adjust", {"aggr_id": HOSTILE, "changes": {"limit": 2, "rate": None}}),
+        ("retry_jobs", {"count": 3, "query": {"download": "1", "q": "shop"}}),
+        *[("adjust", {"aggr_id": "b", "changes": {"paused": False}})] * 4,
+    ]
+    for second, (action, changed) in enumerate(changes):
+        entry = AuditEntry(
+            at=at + timedelta(seconds=second), action=action, token="anna", client="::1", changed=changed
+        )
+        await store.note_change(entry)
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        page.goto(seen.url)
+        page.get_by_label("A token of this service").fill(tokens["anna"])
+        page.get_by_role("button", name="Sign in").click()
+        rows = page.locator("#changes tbody tr")
+        expect(rows).to_have_count(5)
+        page.get_by_role("button", name="Show more").click()
+        expect(rows).to_have_count(7)
+        expect(rows.nth(0)).to_contain_text("resumedb")
+        expect(rows.nth(4)).to_contain_text("repeated failed downloadsq shop · 3 jobs")
+        expect(rows.nth(5)).to_contain_text(f"changed limits{HOSTILE} · limit 2 · rate as the jobs ask")
+        expect(rows.nth(6)).to_contain_text("anna::1paused everything")
+        page.get_by_role("button", name="Sign out").click()
+        page.get_by_label("A token of this service").fill(tokens["reader"])
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.locator("#instances-panel")).to_be_visible()
+        expect(page.locator("#changes-panel")).to_be_hidden()
+
+    await browse(url, look)

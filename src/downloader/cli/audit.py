@@ -64,4 +64,5 @@ def _words(changed: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from _words(value)
         else:
-            yield str(value) if name in NAMES else f"{name}={json.dumps(value)}"
+            text = f"{value:g}" if isinstance(value, float) else json.dumps(value)
+            yield str(value) if name in NAMES else f"{name}={text}"

@@ -64,8 +64,8 @@ missed."""
 FOLLOWED = 10
 """Jobs of the past that `--follow` begins with, like `tail -f`."""
 
-WIDE = 120
-"""Columns of a terminal that has room for URLs."""
+WIDE, VERY_WIDE = 110, 160
+"""Columns of a terminal that has room for URLs beside errors, and for all."""
 
 
 def job(
@@ -499,17 +499,29 @@ def _list(rows: Sequence[ListedJob], *, head: bool) -> None:
     from rich.filesize import decimal
     from rich.table import Table
 
-    # Fixed widths except for texts, so that the columns of all pages line up.
+    columns = list(_columns(unfinished=rows[0].state in ("pending", "running"), width=Console().width))
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", show_header=head, expand=True)
-    ended = "ended" if rows[0].state != "running" else "so far"
-    for name, width in (("job", 14), ("state", 9), ("callback", 9), (ended, 11)):
-        table.add_column(name, width=width, no_wrap=True)
-    texts = {"aggregation": 2, "error": 3}
-    if Console().width >= WIDE:
-        texts |= {"code": 1, "destination": 2, "url": 3}
-    for name, ratio in texts.items():
-        table.add_column(name, ratio=ratio, no_wrap=True)
+    # Fixed widths except for texts, so that the columns of all pages line up.
+    for name, _, width, ratio in columns:
+        table.add_column(name, width=width, ratio=ratio, no_wrap=True)
     for job, row in zip(rows, cells, strict=True):
         # Without year and seconds.
         row[3] = decimal(job.progress.received) if job.progress else local_time(job.finished_at)[5:16]
-    print_rows(table, [row[: len(table.columns)] for row in cells])
+    print_rows(table, [[row[cell] for _, cell, _, _ in columns] for row in cells])
+
+
+def _columns(*, unfinished: bool, width: int) -> Iterator[tuple[str, int, int | None, int | None]]:
+    """The columns for which a terminal has room: name, number of the cell, width, or ratio of a text."""
+    yield "job", 0, 14, None
+    yield "state", 1, 9, None
+    if not unfinished:
+        yield "callback", 2, 9, None
+    yield ("so far" if unfinished else "ended"), 3, 11, None
+    yield "aggregation", 4, None, 2
+    if not unfinished:
+        yield "error", 5, None, 3
+        if width >= VERY_WIDE:
+            yield "code", 6, None, 1
+            yield "destination", 7, None, 2
+    if unfinished or width >= WIDE:
+        yield "url", 8, None, 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections import ChainMap
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -43,8 +43,8 @@ class Report:
     ) -> None:
         self.urls: dict[str, str] = {}
         """The accepted jobs that have not ended, by id."""
-        self.failed = 0
-        """Number of refused and failed jobs."""
+        self._others = Counter[str]()
+        """Number of jobs that were refused, failed or cancelled, by state."""
         self._wait, self._json, self._bars = wait, as_json, bars
         self._write_result = write_result
         self._console = bars.console if bars is not None else Console(stderr=True)
@@ -57,6 +57,11 @@ class Report:
         self._good: list[Sequence[Cell]] = []
         self._bad: list[Sequence[Cell]] = []
         """Rows of the table, at most `ROWS`."""
+
+    @property
+    def failed(self) -> int:
+        """Number of jobs that were refused, failed or cancelled."""
+        return self._others.total()
 
     def submitted(self, submission: Submitted) -> None:
         """Report an accepted or refused job."""
@@ -122,7 +127,8 @@ class Report:
         downloaded = (
             f"{self._shown} downloaded, {decimal(self._bytes)}" if self._wait else f"{self._shown} accepted"
         )
-        write(f"{downloaded}; {self.failed} {'failed' if self._wait else 'refused'}")
+        others = ", ".join(f"{count} {state}" for state, count in self._others.items())
+        write(f"{downloaded}; {others or ('0 failed' if self._wait else '0 refused')}")
 
     def close(self) -> None:
         """Write the results of the jobs that were waited for and have not ended."""
@@ -141,7 +147,8 @@ class Report:
 
     def _add(self, document: Mapping[str, Any], line: str, row: tuple[str, ...]) -> None:
         good = row[0] in ("accepted", "succeeded")
-        self.failed += not good
+        if not good:
+            self._others[row[0]] += 1
         self._shown += good
         rows = self._good if good else self._bad
         if len(rows) < ROWS:

@@ -216,6 +216,8 @@ def _aggregations(state: Mapping[str, Any], room: int | None, width: int) -> Ren
         cells: dict[str, RenderableType] = {
             name: f"{row.get(name.replace(' ', '_'), 0):,}" for name in ("in flight", "limit", "pending")
         }
+        if not row.get("in_flight", 0) + row.get("pending", 0):
+            cells["limit"] = ""  # it says 1 also if none is set
         cells["aggregation"] = Text(escape(str(row.get("aggr_id", ""))))
         cells["state"] = Text(_state(row), "yellow")
         _add(table, cells)

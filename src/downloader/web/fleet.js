@@ -171,7 +171,7 @@ function showBacklog(downloads) {
   if (oldest >= OLD_MS) more.push(`the oldest has been due for ${duration(oldest)}`);
   const free = (downloads?.pending ?? 0) - held;
   if (free > 0 && rate) {
-    more.push(`${left((free / rate) * 1000)} left ${held ? "for the others " : ""}at ${short.format(rate)}/s`);
+    more.push(`${left((free / rate) * 1000)} left ${held ? "for the others " : ""}at ${Number(rate.toPrecision(2))}/s`);
   }
   setText($("backlog-more"), more.map((text) => ` · ${text}`).join(""));
 }

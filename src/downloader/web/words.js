@@ -70,7 +70,7 @@ export function groupState({ state, callback_state }) {
 const CALLBACKS = { pending: "waits", running: "is being delivered", succeeded: "delivered" };
 
 export function seconds(value) {
-  if (value < 1) return `${Number((value * 1000).toPrecision(2))} ms`;
+  if (value < 0.995) return `${Number((value * 1000).toPrecision(2))} ms`;
   if (value < 100) return `${Number(value.toPrecision(2))} s`;
   return `${Number((value / 60).toPrecision(2))} min`;
 }
@@ -125,7 +125,7 @@ function age(ms) {
 }
 
 const ACTIONS = {
-  adjust: "changed an aggregation",
+  adjust: "changed limits",
   cancel: "cancelled a job",
   cancel_jobs: "cancelled all jobs",
   pause_all: "changed the pause of everything",
