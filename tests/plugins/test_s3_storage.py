@@ -149,12 +149,6 @@ async def test_encryption_with_a_key_of_ones_own(moto: Moto, bucket: str) -> Non
     assert (found["ServerSideEncryption"], found["SSEKMSKeyId"]) == ("aws:kms", "alias/ours")
 
 
-async def test_opening_leaves_nothing_in_the_bucket(moto: Moto, bucket: str, front: Front) -> None:
-    async with opened_storage(open_s3, section(bucket, front.url)):
-        await front.seen("AbortMultipartUpload")
-    assert s3.keys(moto, bucket) == s3.uploads(moto, bucket) == []
-
-
 @pytest.mark.parametrize("operation", ["CreateMultipartUpload", "AbortMultipartUpload"])
 async def test_a_cancelled_start_leaves_nothing_in_the_bucket(
     moto: Moto, bucket: str, front: Front, operation: str
