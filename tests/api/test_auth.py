@@ -14,6 +14,7 @@ import trio
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from downloader.api.routes.jobs import NOTED_CHARS
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import CallbackOutcome, ErrorCode, Outcome, Verdict
 from downloader.store import JobStore
@@ -210,7 +211,8 @@ async def test_changes_are_logged_with_the_name_of_the_token(serving: Serving, s
     api = await serving(
         settings=ApiSettings(tokens=[TokenSettings(name="anna", token=SecretStr(token), scopes=["admin"])])
     )
-    failed = await submitted(store, "c")
+    tags = f"red,{'x' * 9000}"
+    failed = await submitted(store, "c", tags=("red",))
     no = Outcome(verdict=Verdict.FAILED, error="no", error_code=ErrorCode.DNS)
     await end_all(store, no, callback=CallbackOutcome(verdict=Verdict.FAILED, error="410"))
     job, waiting = await submitted(store, "a"), await submitted(store, "b")
@@ -221,19 +223,20 @@ async def test_changes_are_logged_with_the_name_of_the_token(serving: Serving, s
             ("DELETE", "/aggregations/b/jobs", None),
             ("PATCH", "/aggregations/b", {"limit": 2, "paused": True}),
             ("PATCH", "/aggregations", {"paused": True}),
-            ("POST", "/retry?download=1&aggr_id=c", None),
+            ("POST", f"/retry?download=1&aggr_id=c&tags={tags}", None),
             ("POST", f"/retry/{failed.id}", None),
         ):
             headers = {"Authorization": f"Bearer {token}"}
             await api.client.request(method, path, json=body, headers=headers)
     assert token not in str(lines)
+    query = {"download": "1", "aggr_id": "c", "tags": tags[:NOTED_CHARS]}
     common = {"event": "audit", "log_level": "info", "token": "anna", "client": "127.0.0.1"}
     assert [line for line in lines if line["event"] == "audit"] == [
         common | {"action": "cancel", "job_id": job.id, "aggr_id": "a"},
         common | {"action": "cancel_jobs", "aggr_id": "b", "count": 1},
         common | {"action": "adjust", "aggr_id": "b", "changes": {"limit": 2, "paused": True}},
         common | {"action": "pause_all", "paused": True},
-        common | {"action": "retry_jobs", "count": 1, "query": {"download": "1", "aggr_id": "c"}},
+        common | {"action": "retry_jobs", "count": 1, "query": query},
     ]
     entries = (await api.client.get("/audit", headers={"Authorization": f"Bearer {token}"})).json()
     assert {(entry["token"], entry["client"]) for entry in entries} == {("anna", "127.0.0.1")}

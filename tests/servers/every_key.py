@@ -58,9 +58,9 @@ async def use_every_key(store: JobStore) -> None:
     await submitted(store, "h", group="g")
     await store.report("one", "processor", {}, 60, {"bytes": 1})
     await store.pause_all(paused=True)
-    for changed in ({"job_id": "a"}, {"aggr_id": "a"}):
+    for action in ("cancel", "adjust"):
         await store.note_change(
-            AuditEntry(at=datetime.now(UTC), action="cancel", token=None, client="", changed=changed)
+            AuditEntry(at=datetime.now(UTC), action=action, token=None, client="", changed={})
         )
     await store.note_backlog(
         BacklogPoint(at=datetime.now(UTC), downloads=1, callbacks=1, succeeded=1, failed=1)

@@ -172,19 +172,21 @@ async def test_the_history_is_of_one_day_with_one_point_for_five_minutes(
 async def test_the_newest_changes_are_kept(raw: RawStore, store: JobStore) -> None:
     begin = datetime(2026, 12, 2, tzinfo=UTC)
 
-    def change(number: int, **changed: object) -> AuditEntry:
+    def change(number: int, action: str, **changed: object) -> AuditEntry:
         at = begin + timedelta(seconds=number)
-        return AuditEntry(at=at, action="any", token="anna", client="::1", changed=changed)
+        return AuditEntry(at=at, action=action, token="anna", client="::1", changed=changed)
 
-    pause = change(0, paused=True)
+    pause = change(0, "pause_all", paused=True)
     await store.note_change(pause)
-    text = change(1, job_id="1").model_dump_json()
+    text = change(1, "cancel", job_id="1").model_dump_json()
     for _ in range(AUDITED):
-        raw.command("XADD", raw.key("audit", "job"), "*", "entry", text)
-    newest = change(2, job_id="2")
+        raw.command("XADD", raw.key("audit", "jobs"), "*", "entry", text)
+    newest = change(2, "cancel_jobs", aggr_id="a", count=0)
     await store.note_change(newest)
-    raw.command("XADD", raw.key("audit", "fleet"), "*", "entry", '{"at": 1}')  # damaged
+    without_zone = pause.model_dump_json().replace("Z", "").replace("2026", "2025")
+    for damaged in ('{"at": 1}', without_zone):
+        raw.command("XADD", raw.key("audit", "fleet"), "*", "entry", damaged)
     changes = await store.changes(2 * AUDITED)
-    assert len(changes) == AUDITED + 1, "the oldest change of a job is gone"
-    assert (changes[0], changes[-1]) == (newest, pause), "changes of jobs replace no other ones"
+    assert len(changes) == AUDITED + 2, "the oldest change of a job is gone"
+    assert (changes[0], changes[-2]) == (newest, pause), "changes of jobs replace no pause"
     assert await store.changes(1) == [newest]

@@ -53,9 +53,6 @@ SECURE_COOKIE = f"__Host-{COOKIE}"
 _DIGITS = 12
 """Bytes of a Unix time, until the year 33658."""
 
-_NOTE_S = 2.0
-"""Most time that a response waits until the store has the note of the change."""
-
 _COOKIES = 4
 """Most session cookies of a request that are checked: each is compared with each token, and a head has room
 for hundreds."""
@@ -160,15 +157,15 @@ def present_caller() -> Caller | None:
 async def audit(store: JobStore, action: Action, **changed: Any) -> None:
     """Log a change that Quart's request has made, and note it for `GET /audit`.
 
-    `changed` must contain no secret. A store that does not answer loses the note: the change itself is done,
-    and the log has it.
+    `changed` must contain no secret. A store that does not answer within `redis.timeout` loses the note: the
+    change itself is done, and the log has it.
     """
     caller, client = present_caller(), client_of(cast("Message", request.scope))
     token = caller.name if caller else None
     _log.info(Event.AUDIT, action=action, token=token, client=client, **changed)
     entry = AuditEntry(at=datetime.now(UTC), action=action, token=token, client=client, changed=changed)
     # Shielded: the change is done, whether the client waits for the response or not.
-    with trio.move_on_after(_NOTE_S, shield=True), suppress(StoreError):
+    with trio.CancelScope(shield=True), suppress(StoreError):
         await store.note_change(entry)
 
 

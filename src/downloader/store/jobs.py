@@ -30,6 +30,7 @@ from downloader.store.sealing import Sealer, open_sealer
 from downloader.store.values import (
     ALL_SHARES,
     AUDITED,
+    FLEET_ACTIONS,
     POINT_MS,
     POINTS,
     Accepted,
@@ -535,10 +536,10 @@ class JobStore(GroupStore):
     async def note_change(self, entry: AuditEntry) -> None:
         """Add a change to those of `changes`, in place of the oldest one.
 
-        Changes of one job have a list of their own: a program that cancels many jobs one by one replaces no
-        pause.
+        Pauses and limits have a list of their own: programs cancel and retry jobs by the thousand, and need
+        no `admin` for that.
         """
-        key = self._keys.key(0, "audit", "job" if "job_id" in entry.changed else "fleet")
+        key = self._keys.key(0, "audit", "fleet" if entry.action in FLEET_ACTIONS else "jobs")
         await self._client.command("XADD", key, "MAXLEN", AUDITED, "*", "entry", entry.model_dump_json())
 
     async def leave(self, instance: str, role: str) -> None:

@@ -408,7 +408,7 @@ KEYS = (
         name="audit",
         parameters=("of",),
         type="stream",
-        owner="two per store: `job` for changes of one job, `fleet` for others; at most 1,000 entries each",
+        owner="two per store: `jobs`, and `fleet` for pauses and limits; at most 1,000 entries each",
         holds="the newest changes by operators, with the name of the token: JSON in the field `entry`",
     ),
     Key(

@@ -258,12 +258,12 @@ class StoreReader:
     async def changes(self, count: int) -> Sequence[AuditEntry]:
         """The newest `count` (1 or more) changes by operators, the newest first."""
         entries = list[AuditEntry]()
-        for of in ("job", "fleet"):
+        for of in ("jobs", "fleet"):
             key = self._keys.key(0, "audit", of)
             for _, fields in await self._client.command("XREVRANGE", key, "+", "-", "COUNT", count):
                 with suppress(ValidationError):  # damaged in the store
                     entries.append(AuditEntry.model_validate_json(fields.get("entry", "")))
-        return sorted(entries, key=lambda entry: entry.at, reverse=True)[:count]
+        return sorted(entries, key=lambda entry: entry.at.timestamp(), reverse=True)[:count]
 
     async def totals(self, role: str) -> Mapping[str, int]:
         """The sums, by series, of the counts of all instances of a role, ended instances included."""

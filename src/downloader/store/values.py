@@ -267,7 +267,10 @@ POINTS = 288
 
 
 AUDITED = 1000
-"""Changes of one job, and other changes, that are kept; an entry usually takes 300 bytes."""
+"""Changes of jobs, and other changes, that are kept; an entry usually takes 300 bytes."""
+
+FLEET_ACTIONS = ("adjust", "pause_all")
+"""The changes of pauses and limits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

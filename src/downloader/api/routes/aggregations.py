@@ -158,9 +158,10 @@ async def adjust(context: Context, aggr_id: str) -> Aggregation:
     """
     changes = _changes(await request.data)
     visible = can_be_named(aggr_id) and visible_aggregations()(aggr_id)
-    aggregation = await _known(context, await context.store.adjust(aggr_id, changes) if visible else None)
-    await audit(context.store, "adjust", aggr_id=aggr_id, changes=changes)
-    return aggregation
+    aggregation = await context.store.adjust(aggr_id, changes) if visible else None
+    if aggregation is not None:
+        await audit(context.store, "adjust", aggr_id=aggr_id, changes=changes)
+    return await _known(context, aggregation)
 
 
 @route(
@@ -178,28 +179,33 @@ async def cancel_jobs(context: Context, aggr_id: str) -> CancelledJobs:
     """
     if not (can_be_named(aggr_id) and visible_aggregations()(aggr_id)):
         raise refused("unknown_aggregation")
-    cancelled = await cancel_batches(context, lambda _: context.store.unfinished(aggr_id, CANCELLED_AT_ONCE))
-    await audit(context.store, "cancel_jobs", aggr_id=aggr_id, count=cancelled.cancelled)
-    return cancelled
+    store = context.store
+    return await cancel_batches(
+        context, lambda _: store.unfinished(aggr_id, CANCELLED_AT_ONCE), aggr_id=aggr_id
+    )
 
 
 async def cancel_batches(
-    context: Context, read: Callable[[Any], Awaitable[tuple[Sequence[JobSpec], Any]]]
+    context: Context, read: Callable[[Any], Awaitable[tuple[Sequence[JobSpec], Any]]], **of: str
 ) -> CancelledJobs:
-    """Cancel the jobs of batches, for some seconds.
+    """Cancel the jobs of batches, for some seconds. `of` names for the audit what the jobs belong to.
 
     `read` returns a batch and the cursor of the next one, with which it is called; false at the end.
     """
     deps, ends, allows = context.deps, trio.current_time() + CANCEL_S, visible_aggregations()
     cancelled, cursor = 0, None
-    while True:  # one batch at least
-        specs, cursor = await read(cursor)
-        jobs = [(spec, callback_of_cancelled(spec, deps)) for spec in specs if allows(spec.aggr_id)]
-        if jobs:
-            results = await context.store.cancel_all(jobs, deps.keep_s)
-            cancelled += results.count(Changed.DONE)
-        if not cursor or trio.current_time() >= ends:
-            return CancelledJobs(cancelled=cancelled, complete=not cursor)
+    try:
+        while True:  # one batch at least
+            specs, cursor = await read(cursor)
+            jobs = [(spec, callback_of_cancelled(spec, deps)) for spec in specs if allows(spec.aggr_id)]
+            if jobs:
+                results = await context.store.cancel_all(jobs, deps.keep_s)
+                cancelled += results.count(Changed.DONE)
+            if not cursor or trio.current_time() >= ends:
+                return CancelledJobs(cancelled=cancelled, complete=not cursor)
+    finally:
+        if cancelled:  # perhaps before a batch that failed
+            await audit(context.store, "cancel_jobs", **of, count=cancelled)
 
 
 @route(

@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 from quart import request
 
-from downloader.api.auth import audit, present_caller, visible_aggregations
+from downloader.api.auth import present_caller, visible_aggregations
 from downloader.api.deps import Context
 from downloader.api.json import parse_object
 from downloader.api.parse import parse_job
@@ -162,11 +162,9 @@ async def cancel_jobs(context: Context, group: str) -> CancelledJobs:
     """
     await _visible(context, group)
     store = context.store
-    cancelled = await cancel_batches(
-        context, lambda cursor: store.cancellable(group, cursor or "", CANCELLED_AT_ONCE)
+    return await cancel_batches(
+        context, lambda cursor: store.cancellable(group, cursor or "", CANCELLED_AT_ONCE), group=group
     )
-    await audit(context.store, "cancel_jobs", group=group, count=cancelled.cancelled)
-    return cancelled
 
 
 async def _visible(context: Context, name: str) -> Group:

@@ -37,6 +37,9 @@ PAGE = 200
 SEARCH_S = 1.0
 """Time after which a request to retry stops reading pages without a match."""
 
+NOTED_CHARS = 512
+"""Most characters of a parameter in the audit; only a list of tags may have more."""
+
 _JOB_ID = re.compile(r"[0-9A-Za-z]{14}")
 
 _LINK = {"Link": "The next page (RFC 8288)."}
@@ -264,7 +267,8 @@ async def retry_all(context: Context, query: RetryAllQuery) -> Retried:
             if retried:
                 break
     if retried:
-        given = {name: value for name, value in request.args.items() if value and name != "cursor"}
+        items = request.args.items()
+        given = {name: value[:NOTED_CHARS] for name, value in items if value and name != "cursor"}
         await audit(context.store, "retry_jobs", count=retried, query=given)
     return Retried(retried=retried, cursor=page.cursor)
 

@@ -150,8 +150,8 @@ class ChangesQuery(Query):
 async def changes(context: Context, query: ChangesQuery) -> Sequence[AuditEntry]:
     """List what was changed, and by which token.
 
-    The newest 1,000 changes of single jobs, and the newest 1,000 others: limits, pauses, and cancels and
-    retries of many jobs. A token that does not have all aggregations gets the changes of tokens of its name.
+    The newest 1,000 changes of limits and pauses, and the newest 1,000 cancels, retries and deletions. A
+    token that does not have all aggregations gets the changes of tokens of its name.
     """
     caller = present_caller()
     own = None if sees_all() or caller is None else caller.name
