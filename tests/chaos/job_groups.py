@@ -77,7 +77,8 @@ class JobGroups:
         if name in self.load.job_groups:
             self.load.job_groups.remove(name)
         before = self.made.get(name, JobGroup(name=name))
-        self.made[name] = replace(before, seals=before.seals + 1)
+        seals, reopenings = (self.load.sent[f"/groups/{name}/{what}"] for what in ("seal", "reopen"))
+        self.made[name] = replace(before, seals=before.seals + 1, most=min(seals, reopenings + 1))
 
     async def _reopen(self, client: httpx2.AsyncClient, name: str) -> None:
         """Once the group is complete, reopen the group, retry some failed jobs, take more jobs, and seal."""

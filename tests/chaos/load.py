@@ -126,7 +126,7 @@ class Load:
     """By aggregation: accepted jobs, without those whose callback is known to have arrived."""
     _read: int = 0
     """How many of the sink's deliveries are in `_told` already."""
-    _sent: Counter[str] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
     """By path: how often `insist` has sent the request."""
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -220,7 +220,7 @@ class Load:
         """Repeat a failed download; returns whether an answer said that it is repeated."""
         path = f"/retry/{job_id}?download=1"
         answer = await self.insist(client, "POST", path, (201, 409))
-        self.accepted[job_id] = replace(self.accepted[job_id], retries=self._sent[path])
+        self.accepted[job_id] = replace(self.accepted[job_id], retries=self.sent[path])
         return answer.status_code == 201
 
     async def _pause(self, client: httpx2.AsyncClient) -> None:
@@ -269,7 +269,7 @@ class Load:
         """Repeat a request until the response has one of the given statuses."""
         while True:
             if ports := self.apis():
-                self._sent[path] += 1
+                self.sent[path] += 1
                 with suppress(httpx2.TransportError):
                     url = f"http://127.0.0.1:{self.rng.choice(ports)}{path}"
                     answer = await client.request(method, url, json=body or None)

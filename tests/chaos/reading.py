@@ -25,7 +25,7 @@ _SHARD = re.compile(r"downloader:1:\{\d+\}:")
 _OWNED = frozenset(
     {
         *("job", "task", "ended", "reap", "reap_ended", "failed", "failed_downloads"),
-        *("layout", "totals", "history", "job_group", "job_groups"),
+        *("layout", "totals", "history", "job_group", "job_groups", "audit"),
     }
 )
 """Keys without a time to live that may exist when all jobs have ended: of jobs, or of the whole store."""

@@ -92,6 +92,13 @@ def test_a_correct_history_has_no_violations() -> None:
     assert judge(good()) == []
 
 
+def test_late_repetitions_may_seal_and_reopen_a_group_once_more() -> None:
+    history = completed(good(), 2, webhook_id="n3", body=b"n3")
+    assert [one.rule for one in judge(history)] == ["group not told once"]
+    history.job_groups["n"] = dataclasses.replace(history.job_groups["n"], most=3)
+    assert judge(history) == []
+
+
 BREAKS: dict[str, tuple[Callable[[History], object], set[str]]] = {
     "a lost job": (lambda h: h.records.pop("b"), {"lost", "group miscounted"}),
     "a lost job and its file": (lambda h: h.records.pop("a"), {"lost", "file of nobody"}),
