@@ -21,7 +21,7 @@ from downloader.phases import Phases
 from downloader.wire import BacklogPoint, LineProblem
 from servers.api import JOB, Served, Serving
 from servers.cli import Ran, Run
-from servers.jobs import end_all, leased
+from servers.jobs import end_all, leased, submitted
 
 STORED = Outcome(
     verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="ab", mime_type="text/plain")
@@ -411,15 +411,17 @@ async def test_audit(run: Run, api: Served) -> None:
     assert (await run("audit")).out == ""
     await run("pause", "--all")
     await run("aggregations", "a", "--set", "limit=2", "--set", "rate=null")
-    await run("cancel", "--aggr-id", "a")
+    await submitted(api.store, "a")
+    for _ in range(2):  # the second request finds no job, and changes nothing
+        await run("cancel", "--aggr-id", "a")
     lines = [line.split("\t")[1:] for line in (await run("audit")).out.splitlines()]
     assert lines == [
-        ["-", "127.0.0.1", "cancel jobs", "a count=0"],
+        ["-", "127.0.0.1", "cancel jobs", "a count=1"],
         ["-", "127.0.0.1", "adjust", "a limit=2 rate=null"],
         ["-", "127.0.0.1", "pause all", "paused=true"],
     ]
     [newest] = (await run("audit", "-n", "1", "--json")).json_lines()
-    assert newest["changed"] == {"aggr_id": "a", "count": 0}
+    assert newest["changed"] == {"aggr_id": "a", "count": 1}
 
 
 async def test_the_bytes_so_far_of_running_jobs(run: Run, api: Served) -> None:
