@@ -19,7 +19,8 @@ export function openLimits(aggregation, path, changed) {
     const set = field in aggregation.overridden;
     const asked = set ? aggregation.overridden[field] : aggregation[field];
     input(field).value = set ? aggregation[field] : "";
-    setText($(`limits-${field}-asked`), `Empty: what the jobs ask for, ${asked ?? NOTHING[field]}.`);
+    const hasJobs = aggregation.in_flight + aggregation.pending > 0;
+    setText($(`limits-${field}-asked`), `Empty: what the jobs ask for${hasJobs ? `, ${asked ?? NOTHING[field]}` : ""}.`);
   }
   setText($("limits-error"), "");
   dialog.showModal();
