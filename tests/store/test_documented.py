@@ -59,7 +59,7 @@ def test_lua_and_python_spell_keys_alike() -> None:
     keys = Keys(prefix="p", shards=1)
     assert keys.key(0, "pending", "download", "a:b") == "p:1:{0}:download:queue:a:b"
     assert (
-        "local function key_pending(kind, queue) return base .. kind .. ':' .. 'queue' .. ':' .. queue end"
+        "local function key_pending(kind, queue) return base .. kind .. ':queue:' .. queue end"
         in lua_key_functions()
     )
 

@@ -7,7 +7,7 @@ version; they stay plain strings and are passed on.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -598,17 +598,8 @@ def _int(text: str | None) -> int:
         return 0
 
 
-_NO_OUTCOME = dict.fromkeys(
-    (
-        *("state", "error", "code", "status", "size", "sha256", "mime", "image", "filename"),
-        *("etag", "last_modified", "content_type", "final_url", "not_modified"),
-    ),
-    "",
-)
-
-
 def _outcome(stored: Mapping[str, str], unseal: Unseal) -> Outcome:
-    row = {**_NO_OUTCOME, **stored}
+    row = defaultdict[str, str](str, stored)
     return Outcome(
         verdict=_VERDICTS.get(row["state"], Verdict.FAILED),
         error=row["error"],
@@ -629,7 +620,7 @@ def _outcome(stored: Mapping[str, str], unseal: Unseal) -> Outcome:
             not_modified=bool(row["not_modified"]),
         ),
         phases=Phases.from_text(row["phases"], partial(_unsealed, unseal=unseal))
-        if "phases" in row
+        if "phases" in stored
         else None,
     )
 

@@ -10,8 +10,9 @@ The functions `key_<name>(...)` of the scripts are generated from the same table
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 LAYOUT_VERSION = 1
 """Increased when a version of the service cannot share a store with the version before."""
@@ -20,436 +21,400 @@ CLUSTER_SHARDS = 16
 """Enough shards to spread over the nodes of a Cluster, and few enough to ask all shards in a call."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Key:
     """A kind of key."""
 
     name: str
-    stored_as: str = ""
-    """The name in Redis, if it is another: running stores keep the names of earlier versions."""
-    parameters: tuple[str, ...] = ()
+    """The name in the code; running stores may have an earlier one in the path."""
+    path: str
+    """The key without the base, with parameters in angle brackets."""
     type: str
-    ttl: str = ""
-    """Empty: none; the owner deletes the key."""
-    owner: str = ""
-    """Which transition deletes the key, or why there are few."""
     holds: str
+    ttl: str = field(default="", kw_only=True)
+    """Empty: none; the owner deletes the key."""
+    owner: str = field(default="", kw_only=True)
+    """Which transition deletes the key, or why there are few."""
 
     @property
-    def path(self) -> str:
-        """The key without the base, with parameters in angle brackets."""
-        return ":".join(self.parts([f"<{parameter}>" for parameter in self.parameters]))
-
-    def parts(self, values: Sequence[str], quote: str = "") -> Sequence[str]:
-        """Name, in quotes, and parameter values in the order of the key; the kind, if any, comes first."""
-        kinds = 1 if self.parameters[:1] == ("kind",) else 0
-        return [*values[:kinds], f"{quote}{self.stored_as or self.name}{quote}", *values[kinds:]]
+    def parameters(self) -> Sequence[str]:
+        """The names of the parameters, in the order of the path."""
+        return re.findall("<(.*?)>", self.path)
 
 
 KEYS = (
     Key(
-        name="job",
-        parameters=("id",),
-        type="string",
+        "job",
+        "job:<id>",
+        "string",
+        "the job as the client asked for it: JSON, written once; with `redis.encryption_keys` the "
+        "fields that may be secret are encrypted in `sealed`",
         owner="remove",
-        holds="the job as the client asked for it: JSON, written once; with `redis.encryption_keys` the"
-        " fields that may be secret are encrypted in `sealed`",
     ),
     Key(
-        name="task",
-        parameters=("kind", "id"),
-        type="hash",
+        "task",
+        "<kind>:task:<id>",
+        "hash",
+        "state of the job's download or callback; mostly absent for a download that never ran",
         owner="remove",
-        holds="state of the job's download or callback; mostly absent for a download that never ran",
     ),
     Key(
-        name="ended",
-        type="hash",
+        "ended",
+        "ended",
+        "hash",
+        "by job id, in place of `job` and `task`: what is kept of a job whose download, and callback if "
+        "any, has succeeded, or that was cancelled; see `store/ended.py`",
         owner="a field goes when its job is removed",
-        holds="by job id, in place of `job` and `task`: what is kept of a job whose download, and callback if"
-        " any, has succeeded, or that was cancelled; see `store/ended.py`",
     ),
     Key(
-        name="pending",
-        stored_as="queue",
-        parameters=("kind", "queue"),
-        type="zset",
+        "pending",
+        "<kind>:queue:<queue>",
+        "zset",
+        "pending tasks of a queue by due time (ms)",
         owner="empties as its tasks are leased",
-        holds="pending tasks of a queue by due time (ms)",
     ),
     Key(
-        name="urgent",
-        parameters=("queue",),
-        type="zset",
+        "urgent",
+        "urgent:<queue>",
+        "zset",
+        "pending downloads of an aggregation whose priority is above 0, the highest first, then by due "
+        "time; they are in `download:queue` too",
         owner="a member goes when its download leaves the queue, or else by `lease`; all with their queue",
-        holds=(
-            "pending downloads of an aggregation whose priority is above 0, the highest first, then by due"
-            " time; they are in `download:queue` too"
-        ),
     ),
     Key(
-        name="running",
-        parameters=("kind", "queue"),
-        type="set",
+        "running",
+        "<kind>:running:<queue>",
+        "set",
+        "leased tasks of a queue, each in one of its slots",
         owner="empties as leases end; `sweep` ends those of dead instances",
-        holds="leased tasks of a queue, each in one of its slots",
     ),
     Key(
-        name="queue_record",
-        stored_as="group",
-        parameters=("kind", "queue"),
-        type="hash",
+        "queue_record",
+        "<kind>:group:<queue>",
+        "hash",
+        "`limit`, `proxy`, `paused` and `token` (that it belongs to) of an aggregation or callback "
+        "destination; of an aggregation whose origin asked for a pause also `cooling` (until when, ms), "
+        "`cooled` (since when), `cooldowns` (how many followed each other), `why` and `pace` (three "
+        "numbers, see `_pace.lua`); `rate` (starts per second), `delay` (s) and `started` (the last "
+        "start that counts, ms); while an operator's limit, rate or delay holds, `asked_limit`, "
+        "`asked_rate` or `asked_delay` has the jobs'",
         owner="the transition that takes the queue's last task, or the time of its next start",
-        holds=(
-            "`limit`, `proxy`, `paused` and `token` (that it belongs to) of an aggregation or callback"
-            " destination; of an aggregation whose"
-            " origin asked for a pause also `cooling` (until when, ms), `cooled` (since when), `cooldowns`"
-            " (how many followed each other), `why` and `pace` (three numbers, see `_pace.lua`); `rate`"
-            " (starts per second), `delay` (s) and `started` (the last start that counts, ms); while an"
-            " operator's limit, rate or delay holds, `asked_limit`, `asked_rate` or `asked_delay`"
-            " has the jobs'"
-        ),
     ),
     Key(
-        name="visits",
-        parameters=("host",),
-        type="zset",
+        "visits",
+        "visits:<host>",
+        "zset",
+        "downloads that have a place at a host, by the end of their lease (ms)",
         owner="a member goes when its download is settled or swept, or its lease has ended",
-        holds="downloads that have a place at a host, by the end of their lease (ms)",
     ),
     Key(
-        name="host",
-        parameters=("host",),
-        type="hash",
+        "host",
+        "host:<host>",
+        "hash",
+        "of a host with limits, as in an aggregation's record: `cooling`, `cooled`, `cooldowns`, `why`, "
+        "`pace`, `rate`, `delay` and `started`; and `next` (the time for which a start is planned, ms)",
         ttl="25 h",
-        holds=(
-            "of a host with limits, as in an aggregation's record: `cooling`, `cooled`, `cooldowns`, `why`,"
-            " `pace`, `rate`, `delay` and `started`; and `next` (the time for which a start is planned, ms)"
-        ),
     ),
+    Key("crawl", "crawl:<host>", "string", "`Crawl-delay` of the host's robots.txt (s)", ttl="24 h"),
     Key(
-        name="crawl",
-        parameters=("host",),
-        type="string",
-        ttl="24 h",
-        holds="`Crawl-delay` of the host's robots.txt (s)",
-    ),
-    Key(
-        name="parked",
-        parameters=("host", "queue"),
-        type="zset",
+        "parked",
+        "parked:<host>:<queue>",
+        "zset",
+        "pending downloads of an aggregation that wait for a host, by score as in `urgent`",
         ttl="25 h",
-        holds="pending downloads of an aggregation that wait for a host, by score as in `urgent`",
     ),
     Key(
-        name="waiting",
-        parameters=("host",),
-        type="zset",
+        "waiting",
+        "waiting:<host>",
+        "zset",
+        "aggregations with downloads that wait for a host, by turn",
         ttl="25 h",
-        holds="aggregations with downloads that wait for a host, by turn",
     ),
     Key(
-        name="queues",
-        stored_as="groups",
-        parameters=("kind",),
-        type="zset",
+        "queues",
+        "<kind>:groups",
+        "zset",
+        "queues with work; the score is the number of tasks that are pending or running, plus a "
+        "millionth for each that is running",
         owner="a member goes with its queue",
-        holds=(
-            "queues with work; the score is the number of tasks that are pending or running, plus a"
-            " millionth for each that is running"
-        ),
     ),
     Key(
-        name="ready",
-        parameters=("kind",),
-        type="zset",
+        "ready",
+        "<kind>:ready",
+        "zset",
+        "queues that can run now, by turn; of callbacks those to proven destinations",
         owner="a member goes when its queue is leased from, full, paused or gone",
-        holds="queues that can run now, by turn; of callbacks those to proven destinations",
     ),
     Key(
-        name="unproven",
-        type="zset",
+        "unproven",
+        "unproven",
+        "zset",
+        "callback queues that can run now and are neither proven nor disproven, by turn",
         owner="a member goes when its queue is leased from, full, proven or gone",
-        holds="callback queues that can run now and are neither proven nor disproven, by turn",
     ),
     Key(
-        name="failing",
-        type="zset",
+        "failing",
+        "failing",
+        "zset",
+        "callback queues that can run now and are disproven, by turn; they are in `timers` too",
         owner="a member goes when its queue is leased from, full, proven or gone",
-        holds="callback queues that can run now and are disproven, by turn; they are in `timers` too",
     ),
     Key(
-        name="last_start",
-        parameters=("queue",),
-        type="string",
+        "last_start",
+        "last_start:<queue>",
+        "string",
+        "`started` of a callback destination with a rate whose record is gone",
         ttl="1 / rate",
-        holds="`started` of a callback destination with a rate whose record is gone",
     ),
     Key(
-        name="proven",
-        parameters=("queue",),
-        type="string",
+        "proven",
+        "proven:<queue>",
+        "string",
+        "that a callback destination has taken a callback quickly lately",
         ttl="10 min",
-        holds="that a callback destination has taken a callback quickly lately",
     ),
     Key(
-        name="disproven",
-        parameters=("queue",),
-        type="string",
+        "disproven",
+        "disproven:<queue>",
+        "string",
+        "that a callback to a destination has failed or taken long lately",
         ttl="10 min",
-        holds="that a callback to a destination has failed or taken long lately",
     ),
     Key(
-        name="tokens",
-        type="zset",
+        "tokens",
+        "tokens",
+        "zset",
+        "names of the tokens with jobs, by turn; an empty one stands for jobs without a token",
         ttl="24 h",
-        holds="names of the tokens with jobs, by turn; an empty one stands for jobs without a token",
     ),
     Key(
-        name="turns",
-        parameters=("set", "token"),
-        type="zset",
+        "turns",
+        "turns:<set>:<token>",
+        "zset",
+        "queues of a token that have joined `<set>` (`download:ready` and the like), with their scores "
+        "there; also some that have left it",
         ttl="24 h",
-        holds=(
-            "queues of a token that have joined `<set>` (`download:ready` and the like), with their scores"
-            " there; also some that have left it"
-        ),
     ),
     Key(
-        name="usage",
-        parameters=("token",),
-        type="hash",
+        "usage",
+        "usage:<token>",
+        "hash",
+        "of a token with a quota: `jobs` whose download is not over, their `bytes`, `aggregations`, and "
+        "`groups` of jobs",
         owner="the transition that gives back the last",
-        holds=(
-            "of a token with a quota: `jobs` whose download is not over, their `bytes`, `aggregations`, and"
-            " `groups` of jobs"
-        ),
     ),
     Key(
-        name="timers",
-        parameters=("kind",),
-        type="zset",
+        "timers",
+        "<kind>:timers",
+        "zset",
+        "queues that can run later, by the due time (ms) of their first task",
         owner="a member goes when it is due, its queue is full, paused or gone",
-        holds="queues that can run later, by the due time (ms) of their first task",
     ),
     Key(
-        name="idle",
-        parameters=("kind", "types"),
-        type="zset",
+        "idle",
+        "<kind>:idle:<types>",
+        "zset",
+        "instances that have a free slot and wait, by when they have looked last (ms); 15 s are added "
+        "for one that leaves what can run to others; those that can deliver the same types of "
+        "callbacks, as in `,http,kafka,`, or `*`",
         ttl="30 s",
-        holds=(
-            "instances that have a free slot and wait, by when they have looked last (ms); 15 s are added for"
-            " one that leaves what can run to others; those that can deliver the same types of callbacks, as"
-            " in `,http,kafka,`, or `*`"
-        ),
     ),
     Key(
-        name="waiter",
-        parameters=("kind", "types"),
-        type="string",
+        "waiter",
+        "<kind>:waiter:<types>",
+        "string",
+        "`<ms> <instance>`: which idle instance looks when the first timer is due",
         ttl="6.5 s",
-        holds="`<ms> <instance>`: which idle instance looks when the first timer is due",
     ),
     Key(
-        name="watcher",
-        parameters=("kind", "types"),
-        type="string",
+        "watcher",
+        "<kind>:watcher:<types>",
+        "string",
+        "`<ms> <instance>`: which idle instance looks then, as one that was woken may be frozen",
         ttl="6.5 s",
-        holds="`<ms> <instance>`: which idle instance looks then, as one that was woken may be frozen",
     ),
     Key(
-        name="types",
-        type="hash",
+        "types",
+        "types",
+        "hash",
+        "types of callbacks that an instance can deliver, as in `,http,kafka,`: its last call (ms)",
         ttl="2 min",
-        holds="types of callbacks that an instance can deliver, as in `,http,kafka,`: its last call (ms)",
     ),
     Key(
-        name="aside",
-        parameters=("type",),
-        type="zset",
+        "aside",
+        "aside:<type>",
+        "zset",
+        "callback queues that can run now, left to the instances that can deliver the type; they are in "
+        "`timers` too",
         ttl="90 s",
-        holds=(
-            "callback queues that can run now, left to the instances that can deliver the type; they are in"
-            " `timers` too"
-        ),
     ),
     Key(
-        name="leases",
-        parameters=("kind",),
-        type="zset",
+        "leases",
+        "<kind>:leases",
+        "zset",
+        "running tasks by the end of their lease (ms)",
         owner="a member goes when its task is settled or swept",
-        holds="running tasks by the end of their lease (ms)",
     ),
+    Key("paused", "paused", "string", "that an operator has paused all aggregations", owner="`pause`"),
     Key(
-        name="paused",
-        type="string",
-        owner="`pause`",
-        holds="that an operator has paused all aggregations",
-    ),
-    Key(
-        name="stopping",
-        type="zset",
+        "stopping",
+        "stopping",
+        "zset",
+        "cancelled downloads that still have their slot: `<id> <aggregation>` by the end of their lease (ms)",
         owner="a member goes when its holder has stopped, or by `sweep`",
-        holds=(
-            "cancelled downloads that still have their slot: `<id> <aggregation>` by the end of their lease"
-            " (ms)"
-        ),
     ),
     Key(
-        name="memo",
-        parameters=("kind", "owner"),
-        type="string",
+        "memo",
+        "<kind>:memo:<owner>",
+        "string",
+        "an instance's last lease request and what it got, for a repeated request",
         ttl="one lease",
-        holds="an instance's last lease request and what it got, for a repeated request",
     ),
     Key(
-        name="reap",
-        type="zset",
+        "reap",
+        "reap",
+        "zset",
+        "finished jobs by the time (ms) at which file and record go",
         owner="a member goes when its job is removed or retried",
-        holds="finished jobs by the time (ms) at which file and record go",
     ),
     Key(
-        name="reap_ended",
-        type="zset",
+        "reap_ended",
+        "reap_ended",
+        "zset",
+        "jobs with a record in `ended`, as in `reap`; an earlier version leaves them alone",
         owner="a member goes when its job is removed",
-        holds="jobs with a record in `ended`, as in `reap`; an earlier version leaves them alone",
     ),
     Key(
-        name="failed",
-        type="zset",
+        "failed",
+        "failed",
+        "zset",
+        "jobs whose callback has failed by the time (ms) until which they are kept, to be counted",
         owner="a member goes when its job is retried or delivered, or by `reap` when its time is up",
-        holds="jobs whose callback has failed by the time (ms) until which they are kept, to be counted",
     ),
     Key(
-        name="failed_downloads",
-        type="zset",
+        "failed_downloads",
+        "failed_downloads",
+        "zset",
+        "jobs whose download has failed by when (ms), to be retried together",
         owner="a member goes when its download is retried, or with its job",
-        holds="jobs whose download has failed by when (ms), to be retried together",
     ),
     Key(
-        name="job_group",
-        parameters=("name",),
-        type="hash",
+        "job_group",
+        "job_group:<name>",
+        "hash",
+        "a group of jobs, as far as they are in the shard: `jobs`, `succeeded`, `failed`, `cancelled`, "
+        "`first_at`, `last_at` (ms), `retried` (how many became unfinished again), `sealed` and "
+        "`completed` (since when, ms), `reopened` (the `sealed` before it was reopened); in the shard "
+        "of its name also its callback: `spec` (as `job`), `id`, `callback` (destination), `limit` and "
+        "`token`; `token_of_quota`, if it counts in `usage`",
         owner="`tend`, a week after its completion; unsealed, 30 days after its last job",
-        holds=(
-            "a group of jobs, as far as they are in the shard: `jobs`, `succeeded`, `failed`, `cancelled`,"
-            " `first_at`, `last_at` (ms), `retried` (how many became unfinished again), `sealed` and"
-            " `completed` (since when, ms), `reopened` (the `sealed` before it was reopened); in the shard of"
-            " its name also its callback: `spec` (as `job`),"
-            " `id`, `callback` (destination), `limit` and `token`; `token_of_quota`, if it counts in `usage`"
-        ),
     ),
     Key(
-        name="members",
-        parameters=("name",),
-        type="zset",
+        "members",
+        "members:<name>",
+        "zset",
+        "unfinished jobs of a group of jobs, by when they came (ms)",
         owner="a member goes when its job and the job's callback have ended, or by `tend`",
-        holds="unfinished jobs of a group of jobs, by when they came (ms)",
     ),
     Key(
-        name="job_groups",
-        type="zset",
+        "job_groups",
+        "job_groups",
+        "zset",
+        "groups of jobs that are in the shard, by when they are looked at (ms), see `tend`",
         owner="a member goes with its group",
-        holds="groups of jobs that are in the shard, by when they are looked at (ms), see `tend`",
     ),
     Key(
-        name="sharers",
-        parameters=("file",),
-        type="set",
+        "sharers",
+        "sharers:<file>",
+        "set",
+        "ids of the jobs that have stored a file under a key with its digest, or are about to; an empty "
+        "one stands for whoever has stored it before. `<file>` is a digest of the key, and gives the "
+        "shard",
         owner="a member goes when its job is removed, by `unshare`",
-        holds=(
-            "ids of the jobs that have stored a file under a key with its digest, or are about to; an empty"
-            " one stands for whoever has stored it before. `<file>` is a digest of the key, and gives the"
-            " shard"
-        ),
     ),
     Key(
-        name="deleting",
-        parameters=("file",),
-        type="string",
+        "deleting",
+        "deleting:<file>",
+        "string",
+        "who deletes that file, as its last job is being removed",
         ttl="4 min",
-        holds="who deletes that file, as its last job is being removed",
     ),
     Key(
-        name="idempotency",
-        parameters=("digest",),
-        type="string",
+        "idempotency",
+        "idempotency:<digest>",
+        "string",
+        "`<job id> <digest of its values>` of an Idempotency-Key",
         ttl="24 h",
-        holds="`<job id> <digest of its values>` of an Idempotency-Key",
     ),
     Key(
-        name="instance",
-        parameters=("role", "instance"),
-        type="string",
+        "instance",
+        "instance:<role>:<instance>",
+        "string",
+        "facts and counters of a live instance: JSON",
         ttl="three reports",
-        holds="facts and counters of a live instance: JSON",
     ),
     Key(
-        name="instances",
-        parameters=("role",),
-        type="zset",
+        "instances",
+        "instances:<role>",
+        "zset",
+        "live instances of a role by the time (ms) from which they count as gone",
         ttl="three reports of the instance that reports least often",
-        holds="live instances of a role by the time (ms) from which they count as gone",
     ),
     Key(
-        name="totals",
-        parameters=("role",),
-        type="hash",
+        "totals",
+        "totals:<role>",
+        "hash",
+        "counters of all instances of a role, also those that have ended, by series",
         owner="one per store; as many fields as there are series",
-        holds="counters of all instances of a role, also those that have ended, by series",
     ),
     Key(
-        name="history",
-        type="hash",
+        "history",
+        "history",
+        "hash",
+        "the backlog of the last day: a point every five minutes, JSON",
         owner="one per store; 288 fields, overwritten in turn",
-        holds="the backlog of the last day: a point every five minutes, JSON",
     ),
     Key(
-        name="audit",
-        parameters=("of",),
-        type="stream",
+        "audit",
+        "audit:<of>",
+        "stream",
+        "the newest changes by operators, with the name of the token: JSON in the field `entry`",
         owner="two per store: `jobs`, and `fleet` for pauses and limits; at most 1,000 entries each",
-        holds="the newest changes by operators, with the name of the token: JSON in the field `entry`",
     ),
     Key(
-        name="counted",
-        parameters=("role", "instance"),
-        type="string",
+        "counted",
+        "counted:<role>:<instance>",
+        "string",
+        "number of the instance's last counts that `totals` has",
         ttl="24 h",
-        holds="number of the instance's last counts that `totals` has",
     ),
+    Key("layout", "layout", "string", "layout version and number of shards: JSON", owner="one per store"),
     Key(
-        name="layout",
-        type="string",
-        owner="one per store",
-        holds="layout version and number of shards: JSON",
-    ),
-    Key(
-        name="synced",
-        type="string",
+        "synced",
+        "synced",
+        "string",
+        "nothing; each durable call writes its time to live, so that there is something to wait for",
         ttl="24 h",
-        holds="nothing; each durable call writes its time to live, so that there is something to wait for",
     ),
     Key(
-        name="wake",
-        parameters=("kind",),
-        type="channel",
+        "wake",
+        "<kind>:wake",
+        "channel",
+        "published with a job's id when it is cancelled while it runs; without a text when nobody is "
+        "idle, and a shard's first queue becomes ready or its first timer earlier",
         owner="not stored",
-        holds=(
-            "published with a job's id when it is cancelled while it runs; without a text when nobody is"
-            " idle, and a shard's first queue becomes ready or its first timer earlier"
-        ),
     ),
     Key(
-        name="wake_one",
-        parameters=("kind", "instance"),
-        type="channel",
+        "wake_one",
+        "<kind>:wake_one:<instance>",
+        "channel",
+        "in how many ms this instance looks for work; 0: at once",
         owner="not stored",
-        holds="in how many ms this instance looks for work; 0: at once",
     ),
 )
 
-_BY_NAME = {key.name: key for key in KEYS}
+_TEMPLATES = {key.name: re.sub("<.*?>", "{}", key.path) for key in KEYS}
+_PARAMETERS = {key.name: len(key.parameters) for key in KEYS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,10 +435,9 @@ class Keys:
             KeyError: no such key in the table.
             ValueError: the number of values is wrong.
         """
-        key = _BY_NAME[name]
-        if len(values) != len(key.parameters):
-            raise ValueError(f"{name} takes {key.parameters}")
-        return self.base(shard) + ":".join(key.parts(values))
+        if len(values) != _PARAMETERS[name]:
+            raise ValueError(f"{name} takes {_PARAMETERS[name]} values")
+        return self.base(shard) + _TEMPLATES[name].format(*values)
 
     def aggregation_shard(self, aggr_id: str) -> int:
         """The shard of an aggregation and of the aggregation's jobs; or of a shared file."""
@@ -487,6 +451,7 @@ def lua_key_functions() -> str:
     """Lua source: `key_<name>(parameters)` for each key, over the local `base`."""
     lines = []
     for key in KEYS:
-        parts = " .. ':' .. ".join(key.parts(key.parameters, quote="'"))
-        lines.append(f"local function key_{key.name}({', '.join(key.parameters)}) return base .. {parts} end")
+        parts = [part for part in re.split("(<.*?>)", key.path) if part]
+        path = " .. ".join(part[1:-1] if part.startswith("<") else f"'{part}'" for part in parts)
+        lines.append(f"local function key_{key.name}({', '.join(key.parameters)}) return base .. {path} end")
     return "\n".join(lines) + "\n"
