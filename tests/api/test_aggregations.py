@@ -153,6 +153,8 @@ async def test_all_of_many_are_found(api: Served) -> None:
 async def test_a_search_that_is_refused(api: Served, query: str) -> None:
     answer = await api.client.get(f"/aggregations?{query}")
     assert (answer.status_code, answer.json()["code"]) == (422, "query")
+    if query.startswith("sort"):
+        assert answer.json()["detail"].startswith("sort must be one of aggr_id, in_flight, ")
 
 
 async def test_an_operator_s_limit_holds_until_it_is_cleared(api: Served) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import trio
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, WithJsonSchema
 from quart import request
 
 from downloader.api.auth import audit, check_sees_all, visible_aggregations
@@ -46,12 +46,25 @@ CANCEL_S = 5.0
 _CHANGES = TypeAdapter(AggregationChanges)
 
 
+def _sort_key(sort: str) -> str:
+    if sort.removeprefix("-") not in SORTS:
+        raise ValueError(f"must be one of {', '.join(SORTS)}; descending with - in front")
+    return sort
+
+
+Sort = Annotated[
+    str,
+    AfterValidator(_sort_key),
+    WithJsonSchema({"type": "string", "enum": [*SORTS, *(f"-{name}" for name in SORTS)]}),
+]
+
+
 class AggregationQuery(Paged):
     """The parameters of `GET /aggregations`."""
 
     q: str = ""
     """Only those with this in their name, whatever the case."""
-    sort: Annotated[str, Field(pattern=rf"^-?({'|'.join(SORTS)})$")] = BUSIEST
+    sort: Sort = BUSIEST
     """The sort key; a `-` in front sorts in descending order."""
     count: Annotated[int, Field(ge=1, le=PAGE_MAX)] = PAGE_MAX
     """Most aggregations on a page, with `q` or `sort`."""
