@@ -360,13 +360,31 @@ async def test_one_waits_for_a_timer_one_watches_and_others_sleep(
     assert looks == [None, pytest.approx(5.5, abs=1), pytest.approx(4, abs=1)]
 
 
-async def test_one_that_hears_nothing_is_passed_over(store: JobStore, nursery: trio.Nursery) -> None:
+async def test_the_watcher_of_a_burst_is_told_once_and_looks_for_the_first_job(
+    store: JobStore, nursery: trio.Nursery
+) -> None:
+    """Else each job of a stream would put its look off, and the job of a frozen instance would wait."""
+    ears = Ears()
+    await ears.listen(nursery, store, "a", "b", "watches")
+    for name in ("a", "b", "watches"):
+        await look(store, name)
+    for name in ("a", "b"):
+        await submitted(store, name)
+    await Fleet.until(lambda: len(ears.heard) == 3)
+    await store.ping()
+    assert sorted(ears.heard) == [("a", 0), ("b", 0), ("watches", 1.5)]
+
+
+async def test_one_that_hears_nothing_is_passed_over(
+    store: JobStore, raw: RawStore, nursery: trio.Nursery
+) -> None:
     ears = Ears()
     await ears.listen(nursery, store, "lives")
-    for name in ("dead", "dead too", "lives"):
+    for name in ("dead", "dead too", "lives", "no watcher"):
         await look(store, name)
     await submitted(store)
     assert await ears.woken(store) == ["lives"]
+    assert raw.command("EXISTS", raw.key("idle", DOWNLOAD, "*")) == 0
 
 
 async def test_what_a_stopping_instance_was_woken_for_wakes_another(
