@@ -77,8 +77,8 @@ async def holding(
         open_lab(tmp_path, storage=storage, limits=limits(memory_bytes)) as lab,
         trio.open_nursery() as nursery,
     ):
-        for group, url in urls:
-            nursery.start_soon(_fetch, lab, group, url)
+        for aggregation, url in urls:
+            nursery.start_soon(_fetch, lab, aggregation, url)
             if not together:
                 await storage.next()
         for _ in urls if together else ():
@@ -87,8 +87,8 @@ async def holding(
         storage.opened.set()
 
 
-async def _fetch(lab: Lab, group: str, url: str) -> None:
-    assert (await lab.fetch(url, group=group)).verdict is Verdict.SUCCEEDED
+async def _fetch(lab: Lab, aggregation: str, url: str) -> None:
+    assert (await lab.fetch(url, aggregation=aggregation)).verdict is Verdict.SUCCEEDED
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 100 * KIB, 10 * MIB])

@@ -355,7 +355,7 @@ async def test_no_more_idle_connections_than_the_limit(lab: Lab, origin: Origin)
 async def test_idle_connections_are_bounded_in_all(tmp_path: Path, origin: Origin) -> None:
     async with open_lab(tmp_path, concurrency=3) as lab:
         for number in range(6):
-            await lab.fetch(origin.url("/bytes/1"), group=str(number))
+            await lab.fetch(origin.url("/bytes/1"), aggregation=str(number))
         await origin.wait_until(lambda: origin.open_connections == 3)
 
 

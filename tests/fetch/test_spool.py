@@ -269,7 +269,7 @@ async def main(url, root, spool):
         spool_dir=Path(spool), rng=random.Random(),
     ) as fetcher:
         spec = JobSpec(id="00000000000001", aggr_id="a", aggr_limit=1, url=url)
-        lease = Lease(kind=Kind.DOWNLOAD, spec=spec, group="a", generation=1, attempts=0, crashes=0, limit=1)
+        lease = Lease(kind=Kind.DOWNLOAD, spec=spec, queue="a", generation=1, attempts=0, crashes=0, limit=1)
         outcome = await fetcher.attempt(lease, still_ours=lambda: True)
         print(outcome.verdict)
 
