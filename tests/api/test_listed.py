@@ -362,7 +362,7 @@ async def test_failures_are_counted_over_many_calls(api: Served, monkeypatch: py
     everything = (await api.client.get("/failures?all=1")).json()
     assert (everything["callbacks"]["jobs"], everything["complete"]) == (7, True)
     assert len(everything["groups"]) == 1
-    monkeypatch.setattr("downloader.api.routes.failures.GROUPS", 0)
+    monkeypatch.setattr("downloader.api.routes.failures.ROWS", 0)
     none = (await api.client.get("/failures?all=1")).json()
     assert (none["groups"], none["more_groups"], none["callbacks"]["jobs"]) == ([], 1, 7)
 

@@ -402,7 +402,7 @@ def _listed_job(row: Mapping[str, str]) -> ListedJob:
     )
 
 
-def failure_group(kind: Kind, flat: Sequence[Any]) -> FailureGroup:
+def failures(kind: Kind, flat: Sequence[Any]) -> FailureGroup:
     """Failed jobs with the same reason, from a row of `tally.lua`."""
     row = fields(flat)
     return FailureGroup(

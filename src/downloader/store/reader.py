@@ -104,7 +104,7 @@ class StoreReader:
         shards = list(range(self._keys.shards))
         answer, next_cursor = await self._read_on("tally", {"which": which, "count": count}, cursor, shards)
         kind = Kind.CALLBACK if which is Listed.FAILED_CALLBACKS else Kind.DOWNLOAD
-        return [codec.failure_group(kind, flat) for flat in answer["failures"]], next_cursor
+        return [codec.failures(kind, flat) for flat in answer["failures"]], next_cursor
 
     async def _read_on(
         self, script: str, call: Mapping[str, Any], cursor: str, shards: Sequence[int]

@@ -22,8 +22,8 @@ COUNTED_AT_ONCE = 500
 COUNTED = 4 * COUNTED_AT_ONCE
 """Failed jobs of each kind that are counted unless all are asked for, so that an open page costs little."""
 
-GROUPS = 100
-"""Most groups of failures in a response."""
+ROWS = 100
+"""Most rows in a response, each with an aggregation and a reason."""
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -41,54 +41,56 @@ class FailureQuery(AggregationFilter):
     "/failures",
     scope="read",
     query=FailureQuery,
-    responses={HTTPStatus.OK: ResponseSpec("The groups with the most jobs first.", Failures)},
+    responses={
+        HTTPStatus.OK: ResponseSpec("The aggregations and reasons with the most jobs first.", Failures)
+    },
 )
 async def failures(context: Context, query: FailureQuery) -> Failures:
     """Count failures by aggregation and reason.
 
     Counts downloads and callbacks that failed for good and can be retried.
     """
-    groups, complete = await _failure_groups(context.store, query)
-    downloads, callbacks = ([group for group in groups if group.kind == kind.value] for kind in Kind)
-    largest = sorted(groups, key=lambda group: (-group.jobs, group.aggr_id, group.kind, group.error))
+    rows, complete = await _count_by_reason(context.store, query)
+    downloads, callbacks = ([row for row in rows if row.kind == kind.value] for kind in Kind)
+    largest = sorted(rows, key=lambda row: (-row.jobs, row.aggr_id, row.kind, row.error))
     return Failures(
-        groups=largest[:GROUPS],
-        more_groups=max(0, len(groups) - GROUPS),
+        groups=largest[:ROWS],
+        more_groups=max(0, len(rows) - ROWS),
         downloads=_count(downloads),
         callbacks=_count(callbacks),
         complete=complete,
     )
 
 
-async def _failure_groups(store: JobStore, query: FailureQuery) -> tuple[Sequence[FailureGroup], bool]:
-    """Count failed jobs of each kind; return the groups, and whether all jobs were counted."""
+async def _count_by_reason(store: JobStore, query: FailureQuery) -> tuple[Sequence[FailureGroup], bool]:
+    """Count failed jobs of each kind; return the rows, and whether all jobs were counted."""
     most = math.inf if query.all else COUNTED
     visible, ends_at, complete = visible_jobs(query), trio.current_time() + SEARCH_S, True
-    groups: dict[tuple[str, ...], FailureGroup] = {}
+    rows: dict[tuple[str, ...], FailureGroup] = {}
     for which in (Listed.FAILED_DOWNLOADS, Listed.FAILED_CALLBACKS):
         cursor, read = "", 0
         while True:
             page, cursor = await store.failures(which, cursor, COUNTED_AT_ONCE)
-            for group in page:
-                key = (group.kind, group.aggr_id, group.error_code, group.error)
-                if visible(group.aggr_id):
-                    groups[key] = _joined(groups[key], group) if key in groups else group
+            for row in page:
+                key = (row.kind, row.aggr_id, row.error_code, row.error)
+                if visible(row.aggr_id):
+                    rows[key] = _joined(rows[key], row) if key in rows else row
             read += COUNTED_AT_ONCE
             if not cursor:
                 break
             if read >= most or trio.current_time() >= ends_at:
                 complete = False
                 break
-    return list(groups.values()), complete
+    return list(rows.values()), complete
 
 
-def _joined(group: FailureGroup, other: FailureGroup) -> FailureGroup:
-    """The sum of two groups with the same aggregation and reason."""
-    last = max(group, other, key=lambda counted: counted.newest_at or _NEVER)
-    return last.model_copy(update={"jobs": group.jobs + other.jobs})
+def _joined(row: FailureGroup, other: FailureGroup) -> FailureGroup:
+    """The sum of two rows with the same aggregation and reason."""
+    last = max(row, other, key=lambda counted: counted.newest_at or _NEVER)
+    return last.model_copy(update={"jobs": row.jobs + other.jobs})
 
 
-def _count(groups: Iterable[FailureCount]) -> FailureCount:
-    counts = list(groups)
+def _count(rows: Iterable[FailureCount]) -> FailureCount:
+    counts = list(rows)
     times = [count.newest_at for count in counts if count.newest_at]
     return FailureCount(jobs=sum(count.jobs for count in counts), newest_at=max(times, default=None))
