@@ -448,7 +448,7 @@ class History:
         self._check_commands()
         left = {str(key) for key in self.redis.keys("*") if self.redis.ttl(key) < 0}
         kept = {f"{self.prefix}totals:{role}" for role in ("api", "processor", "notifier")}
-        kept.add(f"{self.prefix}history")
+        kept |= {f"{self.prefix}{name}" for name in ("history", "audit:jobs", "audit:fleet")}
         assert left - kept == {f"{self.prefix}layout"}
         assert self._stored() == {}
 
