@@ -430,8 +430,11 @@ class Driver(Expected):
         if download and Kind.CALLBACK in job.tasks:
             job.last_callback = job.tasks.pop(Kind.CALLBACK).generation
         limit = job.spec.aggr_limit if download else 2
-        if download and (kind, task.queue) not in self.limits:
-            self.pace[task.queue].asked = limit
+        if download and not self.running(kind, task.queue) and not self.due(kind, task.queue):
+            pace = self.pace[task.queue]
+            pace.asked = limit
+            if not pace.adjusted:
+                self.limits[kind, task.queue] = limit
         self.limits.setdefault((kind, task.queue), limit)
         task.state, task.due_ms, task.attempts, task.crashes = State.PENDING, self.now_ms, 0, 0
         task.swept = 0

@@ -6,12 +6,13 @@ import dataclasses
 import itertools
 import random
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
 from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
 from downloader.store import Changed, JobStore, Settled, Submission
-from downloader.wire import moment
+from downloader.wire import AggregationChanges, moment
 from servers.jobs import downloaded, handed_back, spec_for, tried_again
 from servers.raw_store import RawStore
 from servers.store_clock import StoreClock
@@ -217,6 +218,19 @@ async def test_a_job_that_is_run_again_brings_its_rate(
     found = await store.aggregation("a")
     assert found is not None
     assert (found.rate, found.delay) == (0.5, 1)
+
+
+async def test_a_job_that_is_run_again_leaves_what_an_operator_has_set(store: JobStore) -> None:
+    await submit(store, "a", 1, aggr_limit=3, aggr_rate=0.5, aggr_delay=1)
+    [lease] = await take(store)
+    failed = Outcome(verdict=Verdict.FAILED, error="no")
+    await store.settle("me", [downloaded(lease, failed, None, 60)])
+    await store.adjust("a", {"limit": 2, "rate": 0.1})
+    await store.retry(lease.id, download=True, limit=1)
+    for changes, values in (({}, (2, 0.1, 1)), ({"limit": None, "rate": None}, (3, 0.5, 1))):
+        found = await store.adjust("a", cast("AggregationChanges", changes))
+        assert found is not None
+        assert (found.limit, found.rate, found.delay) == values
 
 
 async def test_an_older_instance_cannot_start_it_early(

@@ -32,9 +32,13 @@ local function retry(id)
     -- The next callback continues the generations, so that a late holder of this one cannot settle it.
     redis.call('DEL', key_task('callback', id))
     if generation then redis.call('HSET', key_task('callback', id), 'generation', generation) end
-    if redis.call('HSETNX', record, 'limit', job.aggr_limit) == 1 then
-      if job.aggr_rate then redis.call('HSET', record, 'rate', job.aggr_rate) end
-      if job.aggr_delay then redis.call('HSET', record, 'delay', job.aggr_delay) end
+    -- An aggregation without jobs takes the values of this one, unless an operator has set a value.
+    local values = {limit = job.aggr_limit, rate = job.aggr_rate, delay = job.aggr_delay}
+    local fields = redis.call('HMGET', record, 'limit', 'asked_limit', 'asked_rate', 'asked_delay')
+    if (fields[2] or fields[1] or '') == '' then
+      for i, name in ipairs(ADJUSTABLE) do
+        if values[name] then redis.call('HSET', record, fields[i + 1] and 'asked_' .. name or name, values[name]) end
+      end
     end
     redis.call('HSETNX', record, 'proxy', proxy)
     if job.token then belong(record, job.token, job.counted) end
