@@ -10,10 +10,20 @@ import trio
 
 from downloader.config import RedisSettings
 from downloader.errors import StoreRefused, StoreUnavailable
-from downloader.store import Accepted, JobStore, Keys, Submission, asyncio_loop, open_store
+from downloader.model import Kind
+from downloader.store import (
+    Accepted,
+    Changed,
+    JobStore,
+    Keys,
+    Settled,
+    Submission,
+    asyncio_loop,
+    open_store,
+)
 from downloader.store.client import FEW_ROWS
 from downloader.testing import open_tcp_proxy
-from servers.jobs import spec_for
+from servers.jobs import handed_back, spec_for, submitted
 from servers.ports import spare_port
 from servers.raw_store import RawStore
 from servers.valkey import Valkey
@@ -98,7 +108,7 @@ async def cut_while_it_waits(server: Valkey) -> None:
 async def change(store: JobStore, how: str, submission: Submission) -> None:
     spec = submission.spec
     match how:
-        case "submit":
+        case "submit" | "submit without the mark":
             await store.submit([submission])
         case "submit many":
             await store.submit([submission, *(Submission(spec=spec_for(store)) for _ in range(FEW_ROWS))])
@@ -147,10 +157,12 @@ async def test_a_change_waits_for_the_disk_and_a_repeat_at_another_api_too() -> 
                 sync(server)  # what they have written so far: only the change itself is left to wait for
                 submission = Submission(spec=spec_for(one), idempotency_key="k", value_digest="v")
                 for store in (one, other):
+                    if how == "submit without the mark" and store is other:
+                        server.command("DEL", Keys(redis.key_prefix, 1).key(0, "synced"))
                     with pytest.raises(StoreUnavailable, match="not yet in the append-only file"):
                         await change(store, how, submission)
 
-    await at_once(check, CHANGES)
+    await at_once(check, [*CHANGES, "submit without the mark"])
 
 
 @pytest.mark.slow
@@ -233,6 +245,22 @@ async def test_a_user_who_may_not_publish_is_refused_at_the_start() -> None:
             with pytest.raises(StoreRefused, match=r"may not publish; allow it the channels downloader:\*"):
                 async with open_store(redis):
                     pass
+
+
+async def test_a_user_who_may_no_longer_publish_loses_wake_ups_only() -> None:
+    with Valkey() as server:
+        server.command("ACL", "SETUSER", "svc", "on", ">pw", "~downloader:*", "+@all", "&*")
+        redis = RedisSettings(url=f"unix://svc:pw@{server.socket}")
+        async with asyncio_loop(), open_store(redis) as store:
+            server.command("ACL", "SETUSER", "svc", "resetchannels")
+            await store.lease(Kind.DOWNLOAD, "other", 1, 60, room=1)
+            running, waiting = await submitted(store), await submitted(store)
+            [lease] = (await store.lease(Kind.DOWNLOAD, "me", 9, 60, room=9)).leases
+            for spec in (waiting, running):
+                assert await store.cancel(spec, None, 60) is Changed.DONE
+            assert await store.settle("me", [handed_back(lease, "", 0)]) == [Settled.CANCELLED]
+            assert (await store.load(9)).total == 0
+            await store.pause_all(paused=False)
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-lru"])

@@ -42,7 +42,8 @@ local function cancel(item)
     -- The holder needs the records to free the slot and to delete the file.
     item.record = nil
     keep_ms = math.max(keep_ms, 2 * (ends - now))
-    redis.call('PUBLISH', key_wake('download'), id)
+    -- `pcall`, because the writes must stand even if the store's user may not publish any more.
+    redis.pcall('PUBLISH', key_wake('download'), id)
   else
     return 'conflict'
   end
