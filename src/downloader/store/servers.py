@@ -210,7 +210,7 @@ class Servers:
         async def receive() -> tuple[str, str | None]:
             try:
                 message: tuple[str, str | None] = await aio_as_trio(_next_message)(pubsub, self._timeout_s)
-            except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
+            except (exceptions.RedisError, OSError) as error:
                 raise as_store_error(error) from error
             return message
 
@@ -239,7 +239,7 @@ class Servers:
                     return result
                 finally:
                     self._room.release()
-        except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
+        except (exceptions.RedisError, OSError) as error:
             raise as_store_error(error) from error
         except TypeError as error:
             # asyncio of Python 3.13: a transport whose connection is lost calls `None` in `writelines`.
