@@ -33,6 +33,10 @@ class StoreUnavailable(StoreError):
     """The store is out of reach, loading, read-only or out of memory; a later try may succeed."""
 
 
+class PartlyChanged(StoreUnavailable):
+    """Some shards of a Cluster have made a change, others have not answered; a repetition completes it."""
+
+
 class StoreRefused(StoreError):
     """The store refuses us (password, layout version); a later try would fail in the same way."""
 

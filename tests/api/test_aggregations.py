@@ -10,14 +10,16 @@ import pytest
 import trio
 import trio.testing
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from downloader.api.routes.aggregations import PAGE
-from downloader.config import ApiSettings, TokenSettings
+from downloader.config import ApiSettings, RedisSettings, TokenSettings
 from downloader.model import Cooldown, ErrorCode, Kind, Outcome, StartRate, Verdict
-from downloader.store import JobStore, Settled, Submission
+from downloader.store import CLUSTER_SHARDS, JobStore, Keys, Settled, Submission, open_store
 from downloader.store.reader import LISTED_AT_ONCE
 from servers.api import Served, Serving
 from servers.jobs import downloaded, spec_for, tried_again
+from servers.valkey import Valkey
 
 NAMES = ("a/b", "/a", "a/", "a b", "ü", "%2F", "a?b#c", "a//b", "x" * 128)
 
@@ -464,6 +466,26 @@ async def test_the_end_of_a_pause_of_all_wakes_the_instances(store: JobStore, nu
     with trio.fail_after(10):
         await woken.wait()
     nursery.cancel_scope.cancel()
+
+
+async def test_a_pause_that_reaches_part_of_a_cluster_says_so(serving: Serving) -> None:
+    """A shard refuses the user, the others change."""
+    with Valkey() as server:
+        server.command("ACL", "SETUSER", "svc", "on", ">pw", "allkeys", "+@all", "&*")
+        redis = RedisSettings(url=f"unix://svc:pw@{server.socket}", cluster=True)
+        async with open_store(redis) as store:
+            api = await serving(store=store)
+            rest = [f"~*{{{shard}}}*" for shard in range(CLUSTER_SHARDS) if shard != 3]
+            server.command("ACL", "SETUSER", "svc", "resetkeys", *rest)
+            with capture_logs() as lines:
+                response = await api.client.patch("/aggregations", json={"paused": True})
+            assert (response.status_code, response.json()["code"]) == (503, "store_unavailable")
+            assert "Repeat the request" in response.json()["detail"]
+            [line] = [line for line in lines if line["event"] == "audit"]
+            assert (line["paused"], line["partly"]) == (True, "shards 3 of 16 did not answer")
+            keys = Keys(redis.key_prefix, CLUSTER_SHARDS)
+            paused = [server.command("EXISTS", keys.key(shard, "paused")) for shard in range(CLUSTER_SHARDS)]
+            assert paused == [b":0\r\n" if shard == 3 else b":1\r\n" for shard in range(CLUSTER_SHARDS)]
 
 
 @pytest.mark.parametrize("body", [{}, {"paused": None}, {"paused": 1}, {"paused": True, "limit": 1}])

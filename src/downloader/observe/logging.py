@@ -70,7 +70,7 @@ class Event(StrEnum):
     """A client has changed something: `action` is `cancel` (a job; terminal), `cancel_jobs` (of an
     aggregation or a group), `purge` (a job that has ended), `retry`, `retry_jobs`, `adjust` (an aggregation)
     or `pause_all`. `token` is the name of the client's token, `client` its address, and the other fields say
-    what was changed."""
+    what was changed; `partly`, which shards of a Cluster did not answer and have perhaps not changed."""
     WORK_DONE = "work.done"
     """Counts of a processor's or notifier's work in the last minute, by counter; absent if there are none."""
     CALLBACK_DELIVERED = "callback.delivered"

@@ -16,7 +16,7 @@ from typing import Any
 import trio
 
 from downloader.config import HostSettings, RedisSettings
-from downloader.errors import StoreUnavailable
+from downloader.errors import PartlyChanged, StoreUnavailable
 from downloader.ids import JobIds, shard_of
 from downloader.model import BROKERS, NO_LIMITS, JobSpec, Kind, Lease, callback_limit
 from downloader.observe import get_logger
@@ -495,11 +495,17 @@ class JobStore(GroupStore):
         """Pause all present and later aggregations, or end this pause. Pauses of single ones do not change.
 
         Raises:
-            StoreUnavailable: a shard did not answer; the others may have changed.
+            PartlyChanged: some shards did not answer.
+            StoreUnavailable: no shard answered.
         """
         call = {"paused": "1" if paused else ""}
-        for shard in range(self._keys.shards):
-            await self._client.run("pause", shard, call, durable=True)
+        shards = range(self._keys.shards)
+        changed = await self._client.ask(
+            shards, lambda shard: self._client.run("pause", shard, call, durable=True)
+        )
+        if len(changed) < len(shards):
+            missing = ", ".join(str(shard) for shard in shards if shard not in changed)
+            raise PartlyChanged(f"shards {missing} of {len(shards)} did not answer")
 
     async def report(
         self,

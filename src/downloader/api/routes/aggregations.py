@@ -23,7 +23,7 @@ from downloader.api.routing import Paged, ResponseSpec, bad_query, next_page, ro
 from downloader.api.search import BUSIEST, PAGE_MAX, SORTS, Aggregations
 from downloader.api.views import blocked, with_state
 from downloader.model import MAX_AGGREGATION_CHARS, JobSpec
-from downloader.store import Changed, JobStore
+from downloader.store import Changed, JobStore, PartlyChanged
 from downloader.wire import (
     Aggregation,
     AggregationChanges,
@@ -150,7 +150,12 @@ async def pause_all(context: Context) -> AllAggregations:
     except ValidationError as error:
         raise refusal(error) from None
     check_sees_all()
-    await context.store.pause_all(paused=change.paused)
+    try:
+        await context.store.pause_all(paused=change.paused)
+    except PartlyChanged as error:
+        await audit(context.store, "pause_all", paused=change.paused, partly=str(error))
+        detail = "Only part of the store has answered and made the change. Repeat the request."
+        raise refused("store_unavailable", detail) from error
     await audit(context.store, "pause_all", paused=change.paused)
     return change
 
