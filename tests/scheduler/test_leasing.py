@@ -377,6 +377,18 @@ async def test_callbacks_of_a_token_leave_a_quarter_of_the_slots(
         assert other in process.work.working
 
 
+@pytest.mark.row("F34")
+async def test_one_suspect_runs_at_a_time(autojump_clock: MockClock, store: FakeStore) -> None:
+    async with scheduling(store, concurrency=8) as process:
+        suspects = [*process.add("a", crashes=2), *process.add("b", crashes=2)]
+        others = process.add("c", 3)
+        await process.settle_down()
+        assert set(process.work.working) == {suspects[0], *others}
+        process.work.finish(suspects[0])
+        await process.settle_down()
+        assert set(process.work.working) == {suspects[1], *others}
+
+
 async def test_destinations_that_fail_leave_slots_to_new_ones(
     autojump_clock: MockClock, store: FakeStore
 ) -> None:

@@ -13,6 +13,7 @@ import trio
 
 from downloader.ids import new_id
 from downloader.model import JobSpec, Kind, Lease
+from downloader.scheduler.leases import SUSPECT_CRASHES
 from downloader.store import (
     JobStore,
     LeaseBatch,
@@ -71,6 +72,7 @@ class FakeStore:
         proven: bool = True,
         failing: bool = False,
         token: str = "",
+        crashes: int = 0,
     ) -> list[str]:
         """Enqueue; returns the ids."""
         ids = []
@@ -82,7 +84,7 @@ class FakeStore:
                 queue=queue,
                 generation=0,
                 attempts=0,
-                crashes=0,
+                crashes=crashes,
                 limit=limit,
                 proven=proven,
                 failing=failing,
@@ -152,10 +154,13 @@ class FakeStore:
         last = None
         unproven = shares.unproven - sum(not lease.proven for lease in granted)
         failing = shares.failing - sum(lease.failing for lease in granted)
+        suspects = shares.suspects + sum(lease.crashes >= SUSPECT_CRASHES for lease in granted)
         for queue, leases in self.pending.items():
             if not leases or self.running(queue) >= leases[0].limit or queue in shares.never:
                 continue
             head = leases[0]
+            if head.crashes >= SUSPECT_CRASHES and suspects:
+                continue
             share = shares.tokens.get(head.token, shares.token) if head.token else TokenShare()
             mine = [lease for lease in granted if lease.token == head.token]
             if len(mine) >= share.most:

@@ -135,7 +135,7 @@ class HeldLease:
         `asked_at` is the clock's time before the request was sent. The store counts from a later moment, so
         the lease ends in this process before it ends in the store.
         """
-        if not self._revoked and self._ends_at:
+        if self._ends_at:
             self._ends_at = _end_of(asked_at, lease_s)
             self.work.deadline = self._deadline()
 
