@@ -52,6 +52,8 @@ class FakeStore:
     """Called between the effect and the return."""
     dead: list[str] = field(default_factory=list)
     """Ids of the jobs whose lease has ended."""
+    longest_lease_s: float | None = None
+    """As the last sweep named it."""
     reapable: list[JobSpec] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     ended: set[tuple[str, int]] = field(default_factory=set)
@@ -225,6 +227,7 @@ class FakeStore:
 
     async def sweep(self, kind: Kind, count: int = 100, lease_s: float | None = None) -> Sequence[str]:
         await self._meet(self.before, "sweep")
+        self.longest_lease_s = lease_s
         found, self.dead = self.dead[:count], self.dead[count:]
         return found
 

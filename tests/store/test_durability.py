@@ -253,9 +253,9 @@ async def test_a_user_who_may_no_longer_publish_loses_wake_ups_only() -> None:
         redis = RedisSettings(url=f"unix://svc:pw@{server.socket}")
         async with asyncio_loop(), open_store(redis) as store:
             server.command("ACL", "SETUSER", "svc", "resetchannels")
-            await store.lease(Kind.DOWNLOAD, "other", 1, 60, room=1)
-            running, waiting = await submitted(store), await submitted(store)
+            running = await submitted(store)  # nobody is idle
             [lease] = (await store.lease(Kind.DOWNLOAD, "me", 9, 60, room=9)).leases
+            waiting = await submitted(store, "b")
             for spec in (waiting, running):
                 assert await store.cancel(spec, None, 60) is Changed.DONE
             assert await store.settle("me", [handed_back(lease, "", 0)]) == [Settled.CANCELLED]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import redis
+import trio
 
 from downloader.config import HostSettings, RedisSettings
 from downloader.errors import StoreRefused
@@ -208,6 +209,17 @@ async def test_versions_share_a_server_and_the_older_library_goes() -> None:
             await submitted(store)
             async with open_store(redis_settings), open_store(redis_settings, library=CHANGED):
                 assert libraries(server) == {OURS.name, CHANGED.name}
+
+
+@pytest.mark.row("F12")
+async def test_calls_load_a_lost_library_side_by_side(raw: RawStore, store: JobStore) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):  # the connections
+            nursery.start_soon(store.get, store.new_id("a"))
+    raw.command("FUNCTION", "FLUSH")
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(store.get, store.new_id("a"))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -265,8 +266,47 @@ async def test_a_late_call_about_an_earlier_seal_changes_nothing(
     assert await group_of(store) == before
     await store.seal_group("g")
     await ended(store)
+    async with open_client(redis_settings) as client:
+        await client.run("group", 0, {}, [{"name": "g", "mark": mark, "reopen": True, "id": "x"}])
     assert (await group_of(store)).state == "complete"
     assert len((await store.lease(Kind.CALLBACK, "me", 9, 10)).leases) == 2
+
+
+async def test_a_group_is_sealed_although_the_clock_was_set_back(raw: RawStore, store: JobStore) -> None:
+    await submitted(store, group="g", **NO_CALLBACK)
+    raw.command("HSET", raw.key("job_group", "g"), "reopened", f"{10 * time.time() * 1000:.0f}")
+    assert (await store.seal_group("g")).state == "sealed"
+
+
+async def test_when_a_group_is_looked_at_next(
+    raw: RawStore, store: JobStore, redis_settings: RedisSettings
+) -> None:
+    def days(name: str = "g") -> int:
+        return round((float(raw.command("ZSCORE", raw.key("job_groups"), name)) / 1000 - time.time()) / 86400)
+
+    assert await store.group("unknown") is None
+    assert raw.command("EXISTS", raw.key("job_groups")) == 0
+    await with_callback(store)
+    assert days() == 30
+    await store.seal_group("g")
+    assert days() == 7
+    await store.reopen_group("g", store.new_id("g"))
+    assert days() == 30
+    await submitted(store, group="of another shard", **NO_CALLBACK)
+    async with open_client(redis_settings) as client:
+        await client.run("group", 0, {}, [{"name": "of another shard", "completed": True}])
+    group = await group_of(store, "of another shard")
+    assert (group.state, group.unfinished, days("of another shard")) == ("complete", 0, 7)
+
+
+async def test_the_job_of_the_callback_is_not_in_the_answer(
+    store: JobStore, redis_settings: RedisSettings
+) -> None:
+    await with_callback(store, extra="large")
+    async with open_client(redis_settings) as client:
+        [answer] = await client.run("group", 0, {}, [{"name": "g"}])
+    fields = dict(zip(answer[::2], answer[1::2], strict=True))
+    assert (fields["spec"], fields["callback"], fields["limit"], fields["token"]) == ("", "http group", "4", "t")
 
 
 async def test_sealed_groups_are_counted(raw: RawStore, store: JobStore) -> None:
@@ -416,6 +456,8 @@ async def test_a_damaged_record_of_a_group_stops_no_job(
         await store.seal_group("g")
     raw.command("DEL", raw.key(name, "g"))
     raw.command("RPUSH", raw.key(name, "g"), "x")
+    if moment == "sealed":
+        assert (await store.group("g") is None) is (name == "job_group")
     if moment == "open":
         other = spec_for(store, group="g", **NO_CALLBACK)
         [(accepted, _)] = await store.submit([Submission(spec=other)])

@@ -88,7 +88,9 @@ async def test_jobs_are_refused_below_maxmemory_and_taken_again_when_there_is_ro
     limit = 64 * MIB  # buffers of a megabyte come and go
     server.config_set("maxmemory", limit)
     async with watched(store):
+        assert not store.memory_is_full()
         jobs = await fill(store, extra="x" * 20_000)
+        assert store.memory_is_full()
     assert used(server) < limit / 2, "the rest is for those that are accepted"
     for spec in jobs[: len(jobs) // 2]:
         await store.cancel(spec, None, 0)
