@@ -20,6 +20,7 @@ from downloader.model import CallbackOutcome, ErrorCode, Outcome, Verdict
 from downloader.store import JobStore
 from servers.api import JOB, Served, Serving
 from servers.jobs import end_all, submitted
+from servers.raw_store import RawStore
 from servers.tokens import CANARY, bearer, secret, settings
 
 
@@ -270,3 +271,16 @@ async def test_a_limited_token_sees_the_changes_of_its_own(serving: Serving) -> 
     assert [entry["token"] for entry in await send("GET", "/audit?count=1", "shop")] == ["shop"]
     for count in ("0", "2001", "x"):
         assert (await send("GET", f"/audit?count={count}", "all"))["code"] == "query"
+
+
+@pytest.mark.row("F37")
+async def test_a_damaged_key_of_the_changes_is_named_in_the_log(serving: Serving, raw: RawStore) -> None:
+    api = await serving()
+    raw.command("SET", raw.key("audit", "fleet"), "x")
+    with capture_logs() as lines:
+        assert (await api.client.patch("/aggregations", json={"paused": True})).status_code == 200
+        assert (await api.client.get("/audit")).status_code == 503
+    [line] = [line for line in lines if line["event"] == "api.failed"]
+    assert line["path"] == "/audit"
+    assert "WRONGTYPE" in line["reason"]
+    assert [line["action"] for line in lines if line["event"] == "audit"] == ["pause_all"]

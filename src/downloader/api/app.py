@@ -52,7 +52,7 @@ from downloader.server import (
     send_response,
     serve_http,
 )
-from downloader.store import StoreError
+from downloader.store import StoreError, StoreRefused
 
 _log = get_logger()
 
@@ -216,6 +216,8 @@ def create_quart(context: Context) -> QuartTrio:
         answer = too_large(limit) if isinstance(error, RequestEntityTooLarge) else as_problem(error)
         if answer.code == "internal":
             _log.exception(Event.API_FAILED, path=request.path)
+        elif isinstance(error, StoreRefused):  # the same again for a repetition, so somebody has to act
+            _log.error(Event.API_FAILED, path=request.path, reason=str(error))
         headers = {name.decode(): value.decode() for name, value in answer.headers()}
         return Response(answer.body(), answer.status, headers, content_type=CONTENT_TYPE)
 

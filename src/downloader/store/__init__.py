@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from downloader.errors import PartlyChanged, StoreError, StoreUnavailable
+from downloader.errors import PartlyChanged, StoreError, StoreRefused, StoreUnavailable
 from downloader.store.client import StoreClient, limit_of_shard, open_client, where
 from downloader.store.embedded import KILLED_S, START_S, STOP_S, FolderInUse, embedded_valkey, socket_path
 from downloader.store.jobs import JobStore, open_store
