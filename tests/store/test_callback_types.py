@@ -88,6 +88,25 @@ async def test_what_was_left_to_others_takes_turns_with_the_rest(store: JobStore
     assert "kafka a" in queues(await asks(store, "both", BOTH, 3))
 
 
+async def test_what_was_left_to_others_counts_as_its_destination_has_answered(
+    raw: RawStore, store: JobStore
+) -> None:
+    await asks(store, "kafka", ["kafka"])
+    await asks(store, "http", ["http"])
+    for name in ("a", "b", "c"):
+        await calls_back(store, f"kafka {name}")
+        if name != "c":
+            raw.command("SET", raw.key("proven", f"kafka {name}"), "1")
+    assert not queues(await asks(store, "http", ["http"]))
+    batch = await store.lease(
+        Kind.CALLBACK, "kafka", 9, 60, shares=Shares(unproven=0), room=9, types=["kafka"]
+    )
+    assert sorted((lease.queue, lease.proven) for lease in batch.leases) == [
+        ("kafka a", True),
+        ("kafka b", True),
+    ]
+
+
 async def test_a_callback_that_nobody_can_deliver_is_given_to_each(
     store: JobStore, clock: StoreClock
 ) -> None:

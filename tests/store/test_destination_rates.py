@@ -94,6 +94,18 @@ async def test_a_rate_that_was_taken_away_holds_no_longer(
     assert raw.command("HEXISTS", raw.key("queue_record", Kind.CALLBACK, SLOW), "rate") == 0
 
 
+async def test_a_rate_that_was_lowered_counts_at_once(
+    redis_settings: RedisSettings, library: Library, rated: JobStore, clock: StoreClock
+) -> None:
+    await wait_for(rated, SLOW, 3)
+    await take(rated)
+    async with open_store(redis_settings, rates={SLOW: 0.1}, library=library) as store:
+        clock.move(1)
+        assert await take(store) == ([], 9)
+        clock.move(9)
+        assert len((await take(store))[0]) == 1
+
+
 async def test_a_notifier_of_an_older_version_obeys_the_rate_in_the_record(
     raw: RawStore, rated: JobStore, clock: StoreClock
 ) -> None:

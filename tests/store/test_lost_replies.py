@@ -32,7 +32,10 @@ async def test_f4_a_lease_that_was_asked_for_again_holds_from_then_on(raw: RawSt
     raw.run("lease", ask)
     leases = raw.key("leases", Kind.DOWNLOAD)
     raw.command("ZINCRBY", leases, -59_000, spec.id)  # asked 59 s ago
+    memo = raw.key("memo", Kind.DOWNLOAD, "me")
+    raw.command("PEXPIRE", memo, 1000)
     raw.run("lease", ask)
+    assert raw.command("PTTL", memo) > 55_000, "the answer may be lost again"
     ends_ms = float(raw.command("ZSCORE", leases, spec.id))
     now_s, _ = raw.command("TIME")
     assert ends_ms / 1000 - int(now_s) > 55

@@ -323,6 +323,22 @@ async def test_a_cooldown_of_hours_does_not_count(store: JobStore, clock: StoreC
     assert len(await take(store)) == 1
 
 
+@pytest.mark.row("F30", "F36")
+async def test_a_generation_does_not_come_twice_when_the_clock_is_set_back(
+    store: JobStore, clock: StoreClock
+) -> None:
+    clock.move(10 * 3600)
+    await submit(store, "a", 1)
+    generations = []
+    for _ in range(3):
+        [lease] = await take(store)
+        generations.append(int(lease.generation))
+        clock.move(-3600)
+        await store.settle("me", [handed_back(lease, "", 0)])
+    first = generations[0]
+    assert generations == [first, first + 1, first + 2]
+
+
 @pytest.mark.row("F36")
 async def test_a_dead_holder_s_lease_ends_although_the_clock_is_set_back(
     store: JobStore, clock: StoreClock

@@ -161,8 +161,11 @@ async def test_a_callback_that_is_sent_again_belongs_to_its_token(store: JobStor
 
 async def test_one_call_gives_a_token_no_more_than_its_share(store: JobStore) -> None:
     await submit(store, "alice", names(20))
-    await submit(store, "", names(2, "b"))
-    assert Counter(await tokens(store, 20, shares=Shares(token=TokenShare(most=5)))) == {"alice": 5, "": 2}
+    await submit(store, "", names(7, "b"))
+    assert Counter(await tokens(store, 20, shares=Shares(token=TokenShare(most=5)))) == {"alice": 5, "": 7}
+    none = TokenShare(before_last=0, most=0, unproven=0)
+    one = TokenShare(before_last=1, most=1, unproven=0)
+    assert await tokens(store, 9, shares=Shares(tokens={"x": none, "alice": one})) == ["alice"]
     await submit(store, "bob", names(9, "c"))
     found = await tokens(store, 9, shares=Shares(token=TokenShare(before_last=2, most=9)))
     assert Counter(found[:4]) == {"alice": 2, "bob": 2}

@@ -447,6 +447,19 @@ async def test_what_one_may_not_take_goes_to_another(store: JobStore, nursery: t
     assert await ears.woken(store, 3) == ["full of a", "free"]
 
 
+async def test_one_that_has_not_looked_for_long_is_not_woken(
+    raw: RawStore, store: JobStore, nursery: trio.Nursery
+) -> None:
+    ears = Ears()
+    await ears.listen(nursery, store, "frozen", "looks")
+    for name in ("frozen", "looks"):
+        await look(store, name)
+    raw.command("ZINCRBY", raw.key("idle", DOWNLOAD, "*"), -15_001, "frozen")
+    await submitted(store)
+    assert await ears.woken(store) == ["looks"]
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_full_instance_is_not_idle(
     fleet: Fleet, store: JobStore, nursery: trio.Nursery, raw: RawStore
 ) -> None:

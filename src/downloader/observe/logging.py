@@ -51,8 +51,8 @@ class Event(StrEnum):
     API_REFUSED = "api.refused"
     """A request was refused for a wrong token, or as a browser's cross-site form."""
     API_FAILED = "api.failed"
-    """A request raised an unexpected error. The client got a 500, or a response that was cut off; or a 503, if
-    the store refuses a call for a `reason` that a repetition does not end."""
+    """A request raised an unexpected error, and the client got a 500, or a response that was cut off. With
+    `reason`: the store refuses the request, also if it is repeated, and the client got a 503."""
     JOB_ACCEPTED = "job.accepted"
     """A job was taken in and is in the store."""
     JOB_SUCCEEDED = "job.succeeded"
