@@ -36,6 +36,11 @@ async def test_who_has_more_than_its_share_comes_last_or_not_at_all(store: JobSt
     assert await queues(store, Kind.DOWNLOAD, 9, Shares(never=["large"])) == ["small"]
     await submitted(store, "small", aggr_limit=9)
     assert await queues(store, Kind.DOWNLOAD, 2, Shares(last=["large"])) == ["small", "large"]
+    for aggregation in ("never", "last", "free"):
+        await submitted(store, aggregation)
+    others = Shares(never=["never", "last", "free"])
+    assert await queues(store, Kind.DOWNLOAD, 1, others) == ["large"], "which goes to the end"
+    assert await queues(store, Kind.DOWNLOAD, 1, Shares(never=["never"], last=["last"])) == ["free"]
 
 
 async def test_destinations_that_have_not_answered_get_as_many_as_allowed(store: JobStore) -> None:

@@ -445,6 +445,9 @@ async def test_what_one_may_not_take_goes_to_another(store: JobStore, nursery: t
     for name in ("free", "full of a", "free"):
         await look(store, name, shares=Shares(never=["a"]))
     assert await ears.woken(store, 3) == ["full of a", "free"]
+    ears.heard.clear()
+    await submitted(store, "b")
+    assert len(await ears.woken(store)) == 1, "who leaves some work to others takes the rest"
 
 
 async def test_one_that_has_not_looked_for_long_is_not_woken(
