@@ -157,8 +157,9 @@ async def test_brokers_that_have_all_moved_are_found_by_the_sections_address() -
                 old.kill()
                 proxy.target = new.port
                 await eventually_delivered(notifier)
-            [record] = await read_topic(new.servers, "jobs")
-            assert json.loads(record.value) == {"extra": "at last"}
+            records = await read_topic(new.servers, "jobs")
+            # More than one if a delivery that had timed out has arrived after all.
+            assert {record.value for record in records} == {b'{"extra": "at last"}'}
 
 
 async def test_a_leader_that_moves_is_looked_for() -> None:
