@@ -320,7 +320,7 @@ async def test_only_jobs_that_have_ended_can_be_followed(run: Run) -> None:
 async def test_a_job_is_watched_until_its_callback_has_ended(
     run: Run, api: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["downloader.cli.jobs"], "LOOK_S", 0.01)
+    monkeypatch.setattr(sys.modules["downloader.cli.job"], "LOOK_S", 0.01)
     [row] = (await run("submit", "https://h/1", "--json", *HTTP)).json_lines()
     ran: list[Ran] = []
 

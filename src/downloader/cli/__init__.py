@@ -21,7 +21,8 @@ from downloader.cli.audit import audit
 from downloader.cli.fetch import fetch
 from downloader.cli.groups import groups, wait
 from downloader.cli.inspect import config, doctor, health, import_config, plugins, version
-from downloader.cli.jobs import backlog, cancel, events, failures, job, jobs, retry
+from downloader.cli.job import cancel, job, retry
+from downloader.cli.jobs import backlog, events, failures, jobs
 from downloader.cli.receive import receive
 from downloader.cli.roles import api, notifier, processor, run
 from downloader.cli.setting_up import completion, config_check, config_init, new_plugin, token_new
