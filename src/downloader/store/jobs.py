@@ -99,9 +99,12 @@ class JobStore(GroupStore):
         super().__init__(client, sealer)
         shards = client.keys.shards
         self._rates = {queue: str(rate / shards) for queue, rate in (rates or {}).items()}
+        self._limits = {
+            name: host.model_dump_json(exclude_defaults=True) for name, host in sorted((hosts or {}).items())
+        }
         self._hosts = None
         if hosts is not None:
-            self._hosts = {name: host.model_dump(exclude_none=True) for name, host in hosts.items()}
+            self._hosts = _digest_of(json.dumps(self._limits)) if hosts else ""
         self._ids = JobIds()
         self._uncounted: defaultdict[tuple[str, str], Uncounted] = defaultdict(Uncounted)
 
@@ -283,9 +286,12 @@ class JobStore(GroupStore):
     async def _lease_from(
         self, calls: Mapping[int, Mapping[str, Any]], requests: LeaseRequests, shard: int
     ) -> dict[str, Any]:
-        answer = await self._client.run("lease", shard, {**calls[shard], "request": requests.id_for(shard)})
+        call = {**calls[shard], "request": requests.id_for(shard)}
+        answer = codec.fields(await self._client.run("lease", shard, call))
+        if "lacks" in answer:
+            answer = codec.fields(await self._client.run("lease", shard, {**call, "limits": self._limits}))
         requests.answered(shard)
-        return codec.fields(answer)
+        return answer
 
     async def waiting(self, kind: Kind, *, queue: str = "", token: str = "") -> int:
         """Number of queues with a due task and a free slot in the fleet.

@@ -115,6 +115,14 @@ KEYS = (
         "`pace`, `rate`, `delay` and `started`; and `next` (the time for which a start is planned, ms)",
         ttl="25 h",
     ),
+    Key(
+        "host_limits",
+        "host_limits:<digest>",
+        "hash",
+        "the limits of `[processor.hosts]` by host or pattern: JSON; one table per configuration in use, "
+        "by its digest; a lease call in the second half of the hour prolongs it",
+        ttl="1 h",
+    ),
     Key("crawl", "crawl:<host>", "string", "`Crawl-delay` of the host's robots.txt (s)", ttl="24 h"),
     Key(
         "parked",

@@ -1,7 +1,8 @@
 -- Limits of hosts; loaded behind `_lib.lua`.
 --
--- If they are configured, a lease call has `hosts`: the limits by host or pattern. A download then has a place at the
--- URL's host from its lease to its end, and a host has a record like an aggregation's (cooldown, last start).
+-- If they are configured, a lease call has `hosts`: the digest of the table of limits, which is in `host_limits`. A
+-- download then has a place at the URL's host from its lease to its end, and a host has a record like an aggregation's
+-- (cooldown, last start).
 --
 -- A download must wait while its host is full or the host's gap or cooldown is not over. It then stays in the queue of
 -- its aggregation, due at a later time, and is also in `parked`. When the host has a free place, a parked download is
@@ -21,14 +22,37 @@ local ASK_AGAIN_MS, ASK_AGAIN_STEP_MS, ASK_AGAIN_MAX_MS = 1000, 10, 30000
 -- tries again.
 local CANDIDATES = 500
 
+-- How long a table of limits is kept without use, or half as long: it is prolonged when half of the time is over.
+local LIMITS_TTL_MS = 3600 * 1000
+
+-- Whether the store has the call's table of limits; stores the table if the call brings it. An empty table has the
+-- digest '' and is not stored.
+local function has_limits()
+  if call.hosts == '' then return true end
+  local limits = key_host_limits(call.hosts)
+  local left = redis.call('PTTL', limits)
+  if left <= 0 then
+    if not call.limits then return false end
+    redis.call('DEL', limits)
+    for name, text in pairs(call.limits) do redis.call('HSET', limits, name, text) end
+  end
+  if left < LIMITS_TTL_MS / 2 then redis.call('PEXPIRE', limits, LIMITS_TTL_MS) end
+  return true
+end
+
 -- The limits of a host: for the name, else for the nearest parent domain, else for `*`.
 local function limits_of(host)
-  local limits, domain = call.hosts[host], host
-  while not limits and domain do
+  if call.hosts == '' then return {} end
+  local names, domain = {host}, string.match(host, '%.(.+)$')
+  while domain do
+    names[#names + 1] = '*.' .. domain
     domain = string.match(domain, '%.(.+)$')
-    limits = domain and call.hosts['*.' .. domain]
   end
-  return limits or call.hosts['*'] or {}
+  names[#names + 1] = '*'
+  for _, limits in ipairs(redis.call('HMGET', key_host_limits(call.hosts), unpack(names))) do
+    if limits then return cjson.decode(limits) end
+  end
+  return {}
 end
 
 -- Changes the due time of a pending download.

@@ -7,8 +7,9 @@
 --         it comes last, most tasks in all, most unproven callbacks}, token: the same for other tokens (both absent: no
 --         bound); suspects: number of the owner's running tasks under which two workers died (absent: 0); room: number
 --         of further tasks that the owner can work on, which is noted as idle if some room is left (absent: not noted);
---         types: see `_wake.lua` (absent: all); hosts: limits of hosts, see `_hosts.lua` (absent: none); rates: starts
---         per second of callback destinations (absent: none)}
+--         types: see `_wake.lua` (absent: all); hosts: digest of the limits of hosts, see `_hosts.lua` (absent: none);
+--         limits: these limits by host or pattern, each JSON, if the store lacks them; rates: starts per second of
+--         callback destinations (absent: none)}
 -- from    pending
 -- to      running, with a new generation
 -- answer  due_ms: ms until more can run (0: now, -1: not known); look_ms: ms until the owner is to ask again (0: now,
@@ -16,10 +17,13 @@
 --         token, spec, proven and failing ('1' or '', of a callback's destination), waited_ms (since the due time; -1:
 --         the lease is repeated), age_ms (since the callback became pending), result (of a callback: the fields RESULT
 --         of the download that are set). While all aggregations are paused, no download is leased.
+--         Or lacks: 'limits'; the call has done nothing and is to be made again with `limits`.
 -- repeat  the same request gets the same leases again, as far as the owner still holds them
 --
 -- Queues take turns: the first in `ready` gives one task (see `next_task`) and moves to the end. A download that cannot
 -- start because of its host is parked, and the turn ends too.
+
+if call.hosts and not has_limits() then return {'lacks', 'limits'} end
 
 local kind, owner = call.kind, call.owner
 local timers = key_timers(kind)
