@@ -24,6 +24,7 @@ from rich.console import Console
 
 from bench import report
 from bench.check import FILE_BYTES
+from bench.idle import Fleet
 from bench.processes import helper, sink
 from bench.result import Result, Setup
 from bench.run import FILES, SCENARIOS, Plan, run
@@ -36,6 +37,12 @@ _PROBE_FILES = 200
 _SMALL_RUN_JOBS = 1000
 """Below this many jobs the run is a check that the bench works: everything is smaller."""
 _FEW = ("S2c", "S2e-10KiB-new")
+_FLEETS = (
+    *(Fleet(processors=processors) for processors in (1, 5, 20, 100)),
+    Fleet(processors=20, rate=10),
+    Fleet(processors=20, cluster=True),
+)
+_SMALL_FLEETS = (Fleet(processors=20, rate=10), Fleet(processors=2, cluster=True))
 
 
 def main() -> int:
@@ -76,7 +83,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--aggregations", type=int, default=100)
     parser.add_argument("--processes", type=int, nargs="+", help="for S2 and S2b (default 1 2)")
-    parser.add_argument("--rates", type=int, nargs="+", default=[50, 200], help="jobs a second of S11")
+    parser.add_argument("--rates", type=int, nargs="+", default=[50, 200, 500], help="jobs a second of S11")
     parser.add_argument("--rounds", type=int, default=1, help="repeat so often and show medians (default 1)")
     parser.add_argument(
         "--python",
@@ -109,10 +116,11 @@ def _plan(options: argparse.Namespace, builds: list[Build]) -> Plan:
         waiting=options.jobs if small else 5_000,
         at_limit=options.jobs if small else 10_000,
         watched_s=1.0 if small else 10.0,
+        delayed_s=1 if small else 5,
         rates=[50] if small else options.rates,
         steady_s=1 if small else 10,
         idle_jobs=min(options.jobs, 20) if small else 200,
-        fleets=[(20, 10)] if small else [(1, 0), (5, 0), (20, 0), (100, 0), (20, 10)],
+        fleets=_SMALL_FLEETS if small else _FLEETS,
         limited=options.jobs if small else 1_000,
         limits=[4] if small else [1, 4, 16],
         fetched=options.jobs if small else 3_000,

@@ -7,7 +7,8 @@ import socket
 import statistics
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import redis
 import trustme
@@ -23,6 +24,9 @@ CONNECTIONS = {"client": 16, "stream": 4}
 """Connections over which each client sends."""
 _WARM_UP = 10
 """POSTs before S1 counts: the first ones pay for imports and connections, not for the work."""
+_DELAY_MS, _DELAYED_CONCURRENCY = 50, 6
+"""Of S9: the origin's delay, and downloads in flight per process. So a process has 120 jobs a second at most,
+and four of them leave room on two cores."""
 _MISSING = (404, 405)
 
 
@@ -106,6 +110,7 @@ def s2(
     size: int = FILE_BYTES,
     origin: str = "",
     ca_file: str = "",
+    concurrency: int = CONCURRENCY,
 ) -> Result | None:
     """From the first job sent to the last callback, and the CPU that it took.
 
@@ -121,6 +126,7 @@ def s2(
         size: of each file, as given to the origin.
         origin: URL of an origin; empty: that of `setup`.
         ca_file: the authority of an HTTPS origin.
+        concurrency: downloads in flight per process.
 
     Returns:
         `None`: this version has no such route.
@@ -131,7 +137,12 @@ def s2(
         helper("store", setup.new_folder()) as store,
         redis.Redis.from_url(store.first) as database,
         service(
-            setup.new_folder(), build, processes=processes, store=store.first, ca_file=ca_file
+            setup.new_folder(),
+            build,
+            processes=processes,
+            store=store.first,
+            concurrency=concurrency,
+            ca_file=ca_file,
         ) as running,
     ):
         before, calls = usage(running.pid, store.pid), _calls(database)
@@ -163,6 +174,35 @@ def s2(
         "grown_mib": (peak - at_start) / 2**20,
     }
     return Result(name=name, build=build.label, processes=processes, measures=measures, faults=faults)
+
+
+def s9(setup: Setup, build: Build, *, seconds: int, aggregations: int) -> Iterator[Result]:
+    """One, two and four processes, each with as many downloads at once as need a small part of a core."""
+    possible = seconds * _DELAYED_CONCURRENCY * 1000 // _DELAY_MS
+    one: float | None = None
+    with helper("origin", FILE_BYTES, "", "", _DELAY_MS) as origin:
+        for processes in (1, 2, 4):
+            result = s2(
+                setup,
+                build,
+                name="S9",
+                by="stream",
+                jobs=possible * processes,
+                aggregations=aggregations,
+                processes=processes,
+                origin=f"http://127.0.0.1:{origin.first}",
+                concurrency=_DELAYED_CONCURRENCY,
+            )
+            if result is None:
+                return
+            each = result.measures["jobs_per_s"] / processes
+            one = one or each
+            measures = {
+                "jobs_per_s_and_process": each,
+                "jobs_of_one": each / one,
+                "cpu_ms_per_job": result.measures["cpu_ms_per_job"],
+            }
+            yield replace(result, measures=measures)
 
 
 def s11(setup: Setup, build: Build, *, rate: int, seconds: int, aggregations: int) -> Result:

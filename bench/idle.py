@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.processes import answer_of, helper, usage
@@ -54,13 +55,28 @@ def s5(setup: Setup, build: Build, *, aggregations: int, watched_s: float) -> Re
     return Result(name="S5", build=build.label, measures=measures, faults=faults)
 
 
-def s12(setup: Setup, build: Build, *, processors: int, jobs: int, rate: int) -> Result:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """Idle processors, and where their jobs come from."""
+
+    processors: int
+    rate: int = 0
+    """Of the one aggregation of all jobs; 0: no rate, and each job has an aggregation of its own."""
+    cluster: bool = False
+
+    def name(self) -> str:
+        """The scenario and its size."""
+        return f"S12{'-cluster' * self.cluster} {self.processors}{f', rate {self.rate}' * bool(self.rate)}"
+
+
+def s12(setup: Setup, build: Build, fleet: Fleet, *, jobs: int) -> Result:
     """Idle processors in one process, of this version whatever the build, and 20 jobs a second."""
-    with helper("store", setup.new_folder()) as store:
-        measures = answer_of("idle_fleet", store.first, processors, jobs, _IDLE_PER_S, rate, 0)
+    with helper("cluster" if fleet.cluster else "store", setup.new_folder()) as store:
+        arguments = (fleet.processors, jobs, _IDLE_PER_S, fleet.rate, int(fleet.cluster))
+        measures = answer_of("idle_fleet", store.first, *arguments)
     begun = measures.pop("begun")
-    faults = [] if rate or begun == jobs else [f"{begun} of {jobs} jobs have begun"]
-    return Result(name=f"S12 {processors}-{rate}", build=build.label, measures=measures, faults=faults)
+    faults = [] if fleet.rate or begun == jobs else [f"{begun} of {jobs} jobs have begun"]
+    return Result(name=fleet.name(), build=build.label, measures=measures, faults=faults)
 
 
 def _watch(service_pid: int, *pids: int, watched_s: float) -> dict[str, float]:
@@ -71,7 +87,7 @@ def _watch(service_pid: int, *pids: int, watched_s: float) -> dict[str, float]:
     return {
         "percent_of_core": cpu + store,
         "store_percent_of_core": store,
-        "rss_mib": usage(service_pid).rss_bytes / 2**20,
+        "rss_mb": usage(service_pid).rss_bytes / 1e6,
     }
 
 

@@ -1,7 +1,8 @@
-"""The origin: serves each GET a file. `python -m bench.origin [BYTES [CERTIFICATE [close]]]`.
+"""The origin: serves each GET a file. `python -m bench.origin [BYTES [CERTIFICATE [close [DELAY_MS]]]]`.
 
 `BYTES` is the size of each file, or `0`: the size depends on the number in the path, as in a real feed. With
-a `CERTIFICATE`, a PEM file, it speaks HTTPS. With `close` each response ends its connection.
+a `CERTIFICATE`, a PEM file, it speaks HTTPS. With `close` each response ends its connection. It begins each
+response after `DELAY_MS`. An empty word stands for one that is not there.
 """
 
 from __future__ import annotations
@@ -45,12 +46,13 @@ def content(size: int) -> bytes:
 
 
 def main() -> None:
-    size = int(sys.argv[1]) if len(sys.argv) > 1 else 10240
+    bytes_, certificate, closes, delay_ms = (*sys.argv[1:], *[""] * 4)[:4]
+    size = int(bytes_ or 10240)
     tls = None
-    if len(sys.argv) > 2:
+    if certificate:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(sys.argv[2])
-    close = b"Connection: close\r\n" * (sys.argv[3:] == ["close"])
+        tls.load_cert_chain(certificate)
+    close = b"Connection: close\r\n" * (closes == "close")
     whole = _response(size, close) if size != FEED else b""
 
     def handle(buffer: bytearray) -> bytes:
@@ -58,7 +60,7 @@ def main() -> None:
         del buffer[: len(buffer) - len(heads.pop())]
         return b"".join(whole or _response(size_of(size, head.decode()), close) for head in heads)
 
-    serve(handle, tls=tls)
+    serve(handle, tls=tls, delay_s=int(delay_ms or 0) / 1000)
 
 
 def _response(size: int, fields: bytes) -> bytes:

@@ -15,35 +15,52 @@ Case = tuple[str, int]
 """A scenario and its number of processes."""
 
 TARGETS: dict[tuple[str, int, str], tuple[str, float]] = {
-    ("S1", 1, "p50_ms"): ("<=", 15),
-    ("S1", 1, "p99_ms"): ("<=", 50),
-    ("S2", 1, "cpu_of_reference"): ("<=", 1.1),
+    ("S1", 1, "p50_ms"): ("<=", 8),
+    ("S1", 1, "p99_ms"): ("<=", 25),
+    ("S2", 1, "cpu_of_reference"): ("<=", 0.95),
     ("S2", 1, "post_p99_ms"): ("<=", 25),
-    ("S2", 2, "cpu_of_reference"): ("<=", 1.1),
-    ("S2", 2, "jobs_of_reference"): (">=", 1.2),
-    ("S2b", 1, "cpu_of_reference"): ("<=", 0.75),
-    ("S2b", 2, "cpu_of_reference"): ("<=", 0.75),
-    ("S2b", 2, "jobs_of_reference"): (">=", 1.5),
+    ("S2", 2, "jobs_of_s2"): (">=", 1.4),
+    ("S2", 2, "post_p99_ms"): ("<=", 25),
+    ("S2b", 1, "cpu_of_reference"): ("<=", 0.6),
+    ("S2b", 2, "cpu_of_reference"): ("<=", 0.6),
+    ("S2c", 1, "cpu_of_budget"): ("<=", 1),
+    ("S2d-100KB", 1, "cpu_of_s2"): ("<=", 1.4),
     ("S2d-1MiB", 1, "cpu_ms_per_job"): ("<=", 3),
     ("S2d-10MiB", 1, "cpu_ms_per_job"): ("<=", 14),
-    ("S3", 1, "post_jobs_per_s"): (">=", 2000),
-    ("S3", 1, "stream_jobs_per_s"): (">=", 20_000),
+    ("S2e-10KiB-new", 1, "cpu_ms_more_than_s2"): ("<=", 0.45),
+    ("S3", 1, "post_jobs_per_s"): (">=", 4500),
+    ("S3", 1, "stream_jobs_per_s"): (">=", 25_000),
     ("S4", 1, "of_smallest"): ("<=", 1.3),
     ("S5", 1, "percent_of_core"): ("<=", 1),
     ("S6-1", 1, "of_curl"): (">=", 1),
     ("S6-1", 1, "grown_mib"): ("<=", 32),
     ("S6-4", 1, "of_curl"): (">=", 1),
+    ("S6-4", 1, "cores"): (">", 1),
     ("S6-4", 1, "grown_mib"): ("<=", 32),
-    ("S7", 1, "bytes_per_job"): ("<=", 400),
+    ("S7", 1, "bytes_per_job"): ("<=", 360),
     ("S7", 1, "bytes_per_ended_job"): ("<=", 400),
-    ("S8", 1, "rss_mib"): ("<=", 350e6 / 2**20),
-    ("S8", 1, "percent_of_core"): ("<=", 3),
+    ("S8", 1, "rss_mb"): ("<=", 200),
+    ("S8", 1, "percent_of_core"): ("<=", 2),
+    ("S9", 2, "jobs_of_one"): (">=", 0.9),
+    ("S9", 4, "jobs_of_one"): (">=", 0.9),
     ("S10", 1, "deliveries_per_s"): (">=", 5000),
     ("S10", 1, "callbacks_per_s"): (">=", 5000),
     ("S10-http", 1, "callbacks_per_core_s"): (">=", 2500),
+    ("S11", 1, "p50_ms"): ("<=", 25),
+    ("S11", 1, "p99_ms"): ("<=", 80),
+    ("S11 50/s", 1, "cpu_of_s2"): ("<=", 2.2),
+    ("S11 200/s", 1, "cpu_of_s2"): ("<=", 1.8),
+    ("S11 200/s", 1, "store_cpu_ms_per_job"): ("<=", 0.35),
+    ("S11 500/s", 1, "cpu_of_s2"): ("<=", 1.4),
+    ("S12", 1, "lease_calls_per_job"): ("<=", 2),
+    ("S12-cluster", 1, "lease_calls_per_job"): ("<=", 4),
+    ("S13 1", 1, "jobs_per_s"): (">=", 170),
+    ("S13 4", 1, "jobs_per_s"): (">=", 550),
+    ("S13 16", 1, "jobs_per_s"): (">=", 900),
     ("S14", 1, "files_per_s"): (">=", 2000),
     ("S14", 1, "cpu_ms_per_file"): ("<=", 0.45),
 }
+"""By scenario, or its first word for all its sizes; by number of processes; by measure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +80,7 @@ class Row:
             return None
         relation, bound = self.target
         value = list(self.values.values())[-1]
-        return value <= bound if relation == "<=" else value >= bound
+        return {"<=": value <= bound, ">=": value >= bound, ">": value > bound}[relation]
 
 
 def rows(results: Sequence[Result]) -> Iterator[Row]:
@@ -77,7 +94,10 @@ def rows(results: Sequence[Result]) -> Iterator[Row]:
         for (its_case, measure), builds in found.items():
             if its_case == case:
                 values = {build: statistics.median(each) for build, each in builds.items()}
-                target = TARGETS.get((case[0].split()[0], case[1], measure))
+                names = (case[0], case[0].split()[0])
+                target = next(
+                    (TARGETS[key] for name in names if (key := (name, case[1], measure)) in TARGETS), None
+                )
                 yield Row(case=case, measure=measure, values=values, target=target)
 
 

@@ -2,6 +2,7 @@
 
 A machine's speed drifts by half within minutes, so what is compared runs close together: each version's
 result is divided by the mean of the reference's before and after. The medians of these ratios are shown.
+In each round S2 with one process is the measure of the scenarios whose target is a ratio to it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from bench import callbacks, end_to_end, fetch, full_store, idle, intake, large_files
 from bench.check import FILE_BYTES
 from bench.end_to_end import Files
+from bench.idle import Fleet
 from bench.origin import FEED
 from bench.result import Result, Setup
 from bench.service import Build
@@ -29,6 +31,7 @@ SCENARIOS = (
     "S5",
     "S6",
     "S8",
+    "S9",
     "S10",
     "S11",
     "S12",
@@ -48,6 +51,9 @@ FILES = {
     "S2e-100KB-kept": Files(size=100_000, fewer=4, tls=True),
 }
 """The variants of S2; the part before the hyphen is the scenario."""
+
+_FEED_OF_S2, _FEED_MS_A_MB = 1.5, 0.5
+"""What a job of S2c may cost: so many times the CPU of S2, and so much for each MB."""
 
 REFERENCE, NET_FLOOR = "floor", "net_floor"
 
@@ -76,14 +82,16 @@ class Plan:
     """Aggregations of S5."""
     watched_s: float
     """How long S5 and S8 watch."""
+    delayed_s: int
+    """How long S9 has work."""
     rates: Sequence[int]
     """Jobs a second of S11."""
     steady_s: int
     """How long S11 sends."""
     idle_jobs: int
     """Jobs of S12."""
-    fleets: Sequence[tuple[int, int]]
-    """The processors of S12, and the rate of the aggregation, 0 for none."""
+    fleets: Sequence[Fleet]
+    """Of S12."""
     limited: int
     """Jobs of S13."""
     limits: Sequence[int]
@@ -98,20 +106,28 @@ def run(setup: Setup, plan: Plan, *, say: Say) -> Iterator[Result]:
     """Every scenario of the plan; those of the service once a round and version."""
     for number in range(plan.rounds):
         say(f"round {number + 1} of {plan.rounds}")
-        if "S1" in plan.scenarios:
-            for build in plan.builds:
-                say(f"S1 {build.label}: {plan.samples} samples ...")
-                yield end_to_end.s1(setup, build, samples=plan.samples)
-        yield from _beside_reference(setup, plan, say)
-        yield from _variants(setup, plan, say)
-        for build in plan.builds:
-            yield from _one_build(setup, plan, build, say)
+        drowned: dict[str, Result] = {}
+        for result in _one_round(setup, plan, say):
+            if (result.name, result.processes) == ("S2", 1):
+                drowned[result.build] = result
+            yield _beside_s2(result, drowned.get(result.build))
     if "S4" in plan.scenarios:
         say(f"S4: up to {plan.largest_store} jobs pending ...")
         yield from full_store.s4(setup, largest=plan.largest_store)
     if "S10" in plan.scenarios:
         say(f"S10: {plan.jobs} callbacks to Kafka ...")
         yield callbacks.s10(setup, jobs=plan.jobs)
+
+
+def _one_round(setup: Setup, plan: Plan, say: Say) -> Iterator[Result]:
+    if "S1" in plan.scenarios:
+        for build in plan.builds:
+            say(f"S1 {build.label}: {plan.samples} samples ...")
+            yield end_to_end.s1(setup, build, samples=plan.samples)
+    yield from _beside_reference(setup, plan, say)
+    yield from _variants(setup, plan, say)
+    for build in plan.builds:
+        yield from _one_build(setup, plan, build, say)
 
 
 def _variants(setup: Setup, plan: Plan, say: Say) -> Iterator[Result]:
@@ -138,6 +154,9 @@ def _one_build(setup: Setup, plan: Plan, build: Build, say: Say) -> Iterator[Res
     if "S8" in plan.scenarios:
         say(f"S8 {build.label}: {plan.waiting} downloads from a silent origin ...")
         yield idle.s8(setup, build, downloads=plan.waiting, watched_s=plan.watched_s)
+    if "S9" in plan.scenarios:
+        say(f"S9 {build.label}: one, two and four processes, {plan.delayed_s} s each ...")
+        yield from end_to_end.s9(setup, build, seconds=plan.delayed_s, aggregations=plan.aggregations)
     yield from _queue(setup, plan, build, say)
     if "S10" in plan.scenarios:
         say(f"S10-http {build.label}: {plan.jobs} callbacks ...")
@@ -158,9 +177,9 @@ def _queue(setup: Setup, plan: Plan, build: Build, say: Say) -> Iterator[Result]
                 setup, build, rate=rate, seconds=plan.steady_s, aggregations=plan.aggregations
             )
     if "S12" in plan.scenarios:
-        for processors, rate in plan.fleets:
-            say(f"S12 {build.label}: {processors} idle processors ...")
-            yield idle.s12(setup, build, processors=processors, jobs=plan.idle_jobs, rate=rate)
+        for fleet in plan.fleets:
+            say(f"S12 {build.label}: {fleet.processors} idle processors ...")
+            yield idle.s12(setup, build, fleet, jobs=plan.idle_jobs)
     if "S13" in plan.scenarios:
         for limit in plan.limits:
             say(f"S13 {build.label}: one aggregation of limit {limit} ...")
@@ -206,3 +225,22 @@ def _with_ratios(result: Result, before: Result, after: Result) -> Result:
         )
     }
     return replace(result, measures={**result.measures, **ratios})
+
+
+def _beside_s2(result: Result, s2: Result | None) -> Result:
+    """The result with what its target compares with S2 of its round, with one process of the same version."""
+    if s2 is None or result is s2:
+        return result
+    one = s2.measures["cpu_ms_per_job"]
+    measures = result.measures
+    shares: dict[str, float] = {}
+    if result.name == "S2":
+        shares["jobs_of_s2"] = measures["jobs_per_s"] / s2.measures["jobs_per_s"]
+    elif result.name == "S2c":
+        budget_ms = _FEED_OF_S2 * one + _FEED_MS_A_MB * measures["mb_per_job"]
+        shares["cpu_of_budget"] = measures["cpu_ms_per_job"] / budget_ms
+    elif result.name.startswith(("S2d", "S11")):
+        shares["cpu_of_s2"] = measures["cpu_ms_per_job"] / one
+    elif result.name.startswith("S2e"):
+        shares["cpu_ms_more_than_s2"] = measures["cpu_ms_per_job"] - one
+    return replace(result, measures={**measures, **shares})

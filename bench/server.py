@@ -10,11 +10,15 @@ import select
 import socket
 import ssl
 import sys
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 _BACKLOG = 4096
 _READ_BYTES = 65536
+_DUE = select.EPOLLIN | select.EPOLLPRI
+"""The event of a connection whose delay is over; not what epoll tells of one that has sent something."""
 
 Handler = Callable[[bytearray], bytes]
 """Takes complete requests off the front of the buffer and answers their responses, `b""` for none yet."""
@@ -35,6 +39,7 @@ def serve(
     after_round: Callable[[], None] = lambda: None,
     tls: ssl.SSLContext | None = None,
     hosts: int = 1,
+    delay_s: float = 0.0,
 ) -> None:
     """Listen on a free loopback port, print it, and serve until standard input is closed.
 
@@ -43,6 +48,7 @@ def serve(
         after_round: is called after each round of events.
         tls: the context of the server, for HTTPS.
         hosts: how many loopback addresses it listens on, from `127.0.0.1` on.
+        delay_s: between a request and its response.
     """
     poll = select.epoll()
     listeners: dict[int, socket.socket] = {}
@@ -57,16 +63,30 @@ def serve(
     sys.stdout.buffer.flush()
     poll.register(sys.stdin, select.EPOLLIN)
     connections: dict[int, _Connection] = {}
+    late: deque[tuple[float, int]] = deque()
     while True:
-        for fd, event in poll.poll():
+        for fd, event in _events(poll, late):
             if fd in listeners:
                 _accept(listeners[fd], poll, connections, tls)
             elif fd == sys.stdin.fileno():
                 if not os.read(fd, 1):
                     return
-            elif not _advance(connections[fd], event, handle, poll):
+            elif delay_s and event == select.EPOLLIN:
+                poll.modify(fd, 0)
+                late.append((time.monotonic() + delay_s, fd))
+            elif fd in connections and not _advance(connections[fd], event, handle, poll):
                 connections.pop(fd).sock.close()
         after_round()
+
+
+def _events(poll: select.epoll, late: deque[tuple[float, int]]) -> Iterator[tuple[int, int]]:
+    """What has happened, and the connections whose delay is over, which are taken off the front of `late`."""
+    yield from poll.poll(max(0.0, late[0][0] - time.monotonic()) if late else None)
+    while late and late[0][0] <= time.monotonic():
+        fd = late.popleft()[1]
+        with suppress(FileNotFoundError):  # closed meanwhile
+            poll.modify(fd, select.EPOLLIN)
+            yield fd, _DUE
 
 
 def _accept(
