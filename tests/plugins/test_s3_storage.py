@@ -37,7 +37,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def section(bucket: str, url: str, **more: Any) -> dict[str, Any]:
-    return {"bucket": bucket, "region": REGION, "endpoint_url": url, "timeout": 1.0, **more}
+    return {"bucket": bucket, "region": REGION, "endpoint_url": url, "timeout": 10.0, **more}
 
 
 @asynccontextmanager
@@ -162,7 +162,7 @@ async def test_a_cancelled_start_leaves_nothing_in_the_bucket(
         await trio.sleep_forever()
 
     async def start() -> None:
-        async with opened_storage(open_s3, section(bucket, front.url, timeout=10)):
+        async with opened_storage(open_s3, section(bucket, front.url)):
             pass
 
     front.on(operation, hold, times=1)
@@ -219,7 +219,7 @@ async def test_a_bucket_that_cannot_be_written_is_one_line(
 async def test_a_bucket_out_of_reach_is_one_line(bucket: str, front: Front) -> None:
     front.on("CreateMultipartUpload", aws_front.hang)
     with pytest.raises(PluginError, match="no answer in time"):
-        async with opened_storage(open_s3, section(bucket, front.url)):
+        async with opened_storage(open_s3, section(bucket, front.url, timeout=1)):
             pass
     with pytest.raises(PluginError, match="not connected"):
         async with opened_storage(open_s3, section(bucket, "http://127.0.0.1:1")):
@@ -360,7 +360,7 @@ async def test_s3_may_stumble(moto: Moto, bucket: str, front: Front, large: Body
 async def test_an_upload_whose_id_was_lost_is_aborted_when_another_begins(
     moto: Moto, bucket: str, front: Front, large: Body
 ) -> None:
-    async with opened_storage(open_s3, section(bucket, front.url, timeout=10)) as storage:
+    async with opened_storage(open_s3, section(bucket, front.url)) as storage:
         front.on("CreateMultipartUpload", aws_front.lose_answer, times=2)
         before = front.counts["CreateMultipartUpload"]
         await storage.put(KEY, large)
@@ -380,7 +380,7 @@ LEFT = {
 async def test_a_cancel_ends_it_and_aborts(
     moto: Moto, bucket: str, front: Front, large: Body, operation: str
 ) -> None:
-    async with opened_storage(open_s3, section(bucket, front.url, timeout=10)) as storage:
+    async with opened_storage(open_s3, section(bucket, front.url)) as storage:
         left, begun = LEFT[operation], trio.Event()
 
         async def leave(exchange: aws_front.Exchange) -> None:
