@@ -114,29 +114,25 @@ def fetch_files(
             await nursery.start(_cancel_at_signal, nursery.cancel_scope, interrupted)
             files = folder / "files"
             files.mkdir(parents=True, exist_ok=True)
-            async with (
-                open_fetcher(
-                    settings=settings,
-                    policy=EgressPolicy.parse(["0.0.0.0/0", "::/0"], setting="fetch"),
-                    store=partial(_store, files),
-                    spool_dir=folder / "spool",
-                    rng=random.Random(),  # noqa: S311 - jitter, not secrets
-                    resumable=True,
-                    bytes_per_s=bytes_per_s,
-                ) as fetcher,
-                trio.open_nursery() as work,
-            ):
+            async with open_fetcher(
+                settings=settings,
+                policy=EgressPolicy.parse(["0.0.0.0/0", "::/0"], setting="fetch"),
+                store=partial(_store, files),
+                spool_dir=folder / "spool",
+                rng=random.Random(),  # noqa: S311 - jitter, not secrets
+                resumable=True,
+                bytes_per_s=bytes_per_s,
+            ) as fetcher:
                 run = Run(
                     fetcher=fetcher,
                     concurrency=settings.concurrency,
                     path_of=files.joinpath,
-                    nursery=work,
                     limit=limit,
                     mime_type=mime_type,
                     on_result=on_result,
                     on_progress=on_progress,
                 )
-                await run.read(urls, skip)
+                await run.fetch(urls, skip)
             nursery.cancel_scope.cancel()
 
     trio.run(main)
@@ -240,13 +236,12 @@ class Attempts(Protocol):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Run:
-    """A run: reads the list and fetches each file in tasks of `nursery`. See `fetch_files`."""
+    """A run: reads the list and fetches each file. See `fetch_files`."""
 
     fetcher: Attempts
     concurrency: InitVar[int]
     path_of: Callable[[str], Path]
     """Returns the path of the stored file of a job."""
-    nursery: trio.Nursery
     limit: int
     mime_type: str
     on_result: Callable[[FetchResult], None]
@@ -260,30 +255,31 @@ class Run:
     def __post_init__(self, concurrency: int) -> None:
         self._slots = trio.CapacityLimiter(concurrency)
 
-    async def read(self, urls: Iterable[str], skip: Callable[[str], bool]) -> None:
-        """Read the list, and enqueue each URL that is not skipped."""
-        for index, url in enumerate(urls):
-            if index % READ_STEP == 0:
-                await trio.lowlevel.checkpoint()
-            if skip(url):
-                continue
-            if self._ahead.value == 0:
-                await self._ahead.acquire()
-            else:
-                self._ahead.acquire_nowait()
-            name = host_of(url, with_port=True)
-            host = self._hosts.setdefault(name, _Host(name))
-            host.files += 1
-            self._enqueue(host, _File(index, url))
+    async def fetch(self, urls: Iterable[str], skip: Callable[[str], bool]) -> None:
+        """Read the list, and fetch each URL that is not skipped; returns when all files have a result."""
+        async with trio.open_nursery() as nursery:
+            for index, url in enumerate(urls):
+                if index % READ_STEP == 0:
+                    await trio.lowlevel.checkpoint()
+                if skip(url):
+                    continue
+                if self._ahead.value == 0:
+                    await self._ahead.acquire()
+                else:
+                    self._ahead.acquire_nowait()
+                name = host_of(url, with_port=True)
+                host = self._hosts.setdefault(name, _Host(name))
+                host.files += 1
+                self._enqueue(nursery, host, _File(index, url))
 
-    def _enqueue(self, host: _Host, file: _File) -> None:
+    def _enqueue(self, nursery: trio.Nursery, host: _Host, file: _File) -> None:
         """Add a file to the queue of a host, and start a worker unless the limit is reached."""
         host.waiting.append(file)
         if host.workers < self.limit:
             host.workers += 1
-            self.nursery.start_soon(self._work, host)
+            nursery.start_soon(self._work, nursery, host)
 
-    async def _work(self, host: _Host) -> None:
+    async def _work(self, nursery: trio.Nursery, host: _Host) -> None:
         """Fetch waiting files of a host sequentially until the queue is empty."""
         while host.waiting:
             pause_s = host.opens - trio.current_time()
@@ -299,12 +295,12 @@ class Run:
             elif outcome.verdict is Verdict.THROTTLED:
                 host.waiting.appendleft(file)
             else:
-                self.nursery.start_soon(self._enqueue_later, host, file, outcome.retry_after_s or 0.0)
+                nursery.start_soon(self._enqueue_later, nursery, host, file, outcome.retry_after_s or 0.0)
         host.workers -= 1
 
-    async def _enqueue_later(self, host: _Host, file: _File, seconds: float) -> None:
+    async def _enqueue_later(self, nursery: trio.Nursery, host: _Host, file: _File, seconds: float) -> None:
         await trio.sleep(seconds)
-        self._enqueue(host, file)
+        self._enqueue(nursery, host, file)
 
     def _lease(self, host: _Host, file: _File) -> Lease:
         """A lease as in the service. The job's id is a hash of the URL, equal in each run."""

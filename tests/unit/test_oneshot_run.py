@@ -69,18 +69,16 @@ async def run(
     skip: Callable[[str], bool] = lambda _: False,
 ) -> dict[str, FetchResult]:
     results: list[FetchResult] = []
-    async with trio.open_nursery() as nursery:
-        engine = Run(
-            fetcher=fetcher,
-            concurrency=concurrency,
-            path_of=Path,
-            nursery=nursery,
-            limit=limit,
-            mime_type="",
-            on_result=results.append,
-            on_progress=lambda *_: None,
-        )
-        await engine.read(urls, skip)
+    engine = Run(
+        fetcher=fetcher,
+        concurrency=concurrency,
+        path_of=Path,
+        limit=limit,
+        mime_type="",
+        on_result=results.append,
+        on_progress=lambda *_: None,
+    )
+    await engine.fetch(urls, skip)
     assert len(results) == len({result.url for result in results})
     return {result.url: result for result in results}
 
