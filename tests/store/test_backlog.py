@@ -8,8 +8,8 @@ import pytest
 
 from downloader.model import CallbackOutcome, ErrorCode, Kind, Outcome, Verdict
 from downloader.store import POINT_MS, Backlog, CallbackPlan, Changed, JobStore, Submission, Waiting
-from downloader.store.codec import backlog as backlog_of
 from downloader.store.values import AUDITED, POINTS
+from downloader.store.views import backlog as backlog_of
 from downloader.wire import AuditEntry, BacklogPoint, FailedDestination, WaitingDestination, moment
 from servers.jobs import closed, downloaded, spec_for, tried_again
 from servers.raw_store import RawStore

@@ -7,8 +7,8 @@ import trio
 
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, JobStore, Load
-from downloader.store.codec import counts
-from downloader.store.codec import load as load_of
+from downloader.store.views import counts
+from downloader.store.views import load as load_of
 from downloader.wire import AggregationLoad, moment
 from servers.jobs import downloaded, handed_back, leased, submitted, tried_again
 from servers.raw_store import RawStore

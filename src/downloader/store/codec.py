@@ -1,4 +1,4 @@
-"""Conversion of values to arguments of the scripts, and of the scripts' answers to values. Pure.
+"""Arguments of the scripts for jobs and leases, and values from the scripts' answers. Pure.
 
 Numbers that a script stores are sent as strings. States and error codes that are unknown come from a newer
 version; they stay plain strings and are passed on.
@@ -7,17 +7,16 @@ version; they stay plain strings and are passed on.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from downloader.model import (
     ErrorCode,
-    ErrorName,
     FileFacts,
     JobSpec,
     Kind,
@@ -25,38 +24,17 @@ from downloader.model import (
     Outcome,
     ResponseMetadata,
     State,
-    StateName,
     Verdict,
-    callback_queue,
 )
-from downloader.net import host_of, redact_url
+from downloader.net import host_of
 from downloader.phases import Phases
 from downloader.store import ended
-from downloader.store.values import (
-    Backlog,
-    CallbackPlan,
-    JobView,
-    Load,
-    Reapable,
-    Settlement,
-    Submission,
-    Waiting,
-)
-from downloader.wire import (
-    Aggregation,
-    AggregationLoad,
-    FailedDestination,
-    Failure,
-    FailureGroup,
-    Group,
-    ListedJob,
-    Task,
-    WaitingDestination,
-    moment,
-)
+from downloader.store.values import CallbackPlan, Reapable, Settlement, Submission
+from downloader.wire import moment
 
 Seal = Callable[[str], str]
 """Encrypts a text that may contain a secret."""
+
 
 # Arguments
 
@@ -238,11 +216,6 @@ def _of_job(spec: JobSpec) -> dict[str, str]:
     return given(counted=spec.token if spec.counted else None, job_group=spec.group or None)
 
 
-def quota_of_group(token: str, quota: Mapping[str, int] | None) -> dict[str, Any]:
-    """The arguments `quota` and `token_of_quota`, for the group that a token may begin."""
-    return {} if quota is None else {"quota": quota, "token_of_quota": token}
-
-
 def ms(seconds: float) -> int:
     """Whole milliseconds."""
     return int(seconds * 1000)
@@ -300,14 +273,14 @@ def lease(kind: Kind, flat: Sequence[Any], unseal: Unseal) -> Lease:
         spec=spec,
         queue=row["queue"],
         generation=int(row["generation"]),
-        attempts=_int(row["attempts"]),
-        crashes=_int(row["crashes"]),
-        throttled=_int(row["throttled"]),
-        limit=_int(row["limit"]) or 1,
+        attempts=number_in(row["attempts"]),
+        crashes=number_in(row["crashes"]),
+        throttled=number_in(row["throttled"]),
+        limit=number_in(row["limit"]) or 1,
         proxy=row["proxy"],
         token=row["token"],
-        result=_outcome(result, unseal) if result else None,
-        result_attempts=_int(result.get("attempts")),
+        result=outcome_in(result, unseal) if result else None,
+        result_attempts=number_in(result.get("attempts")),
         result_retry=result.get("retried", ""),
         proven=row["proven"] == "1",
         failing=row["failing"] == "1",
@@ -323,7 +296,6 @@ _LOST: Mapping[str, str] = {
 }
 """Result of a download without a record."""
 
-
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -333,7 +305,7 @@ def reapable(flat: Sequence[Any], unseal: Unseal) -> Reapable:
     spec, has_file, digests = row.get("spec", ""), row.get("file") == "1", row.get("digests", "")
     if "ended" in row:
         job = ended.parse(row["ended"])
-        unclear = _int(job.download["deliveries"]) > _int(job.download["attempts"])
+        unclear = number_in(job.download["deliveries"]) > number_in(job.download["attempts"])
         has_file = job.download["state"] == State.SUCCEEDED or unclear
         spec, digests = job.spec, job.download.get("digests", "")
     return Reapable(
@@ -341,256 +313,15 @@ def reapable(flat: Sequence[Any], unseal: Unseal) -> Reapable:
     )
 
 
-_TAGS = '"tags":['
-"""Text in the JSON of each job with tags."""
-
-_GROUP = '"group":"'
-"""Text in the JSON of each job that belongs to a group of jobs."""
-
-_COMPLETES = '"completes":"'
-"""Text in the JSON of the job that carries the callback of a group of jobs."""
-
-
-def listed_jobs(
-    flats: Iterable[Sequence[Any]], matches: Callable[[ListedJob], bool], unseal: Unseal
-) -> Iterator[ListedJob]:
-    """The jobs from rows of `list.lua` that match; `matches` is asked before the URL is known."""
-    for flat in flats:
-        row = fields(flat)
-        if "ended" in row:
-            row = _listed_row(row["id"], row["ended"], unseal)
-        if _COMPLETES in row["spec"] and row["callback"] != State.FAILED:
-            continue
-        job = _listed_job(row)
-        if _TAGS in row["spec"] or _GROUP in row["spec"]:
-            spec = JobSpec.from_json(job.id, row["spec"], unseal)
-            job = job.model_copy(update={"tags": spec.tags, "group": spec.group})
-        if matches(job):
-            spec = JobSpec.from_json(job.id, row["spec"], unseal)
-            yield job.model_copy(update={"url": redact_url(spec.url)})
-
-
-def _listed_row(job_id: str, record: str, unseal: Unseal) -> dict[str, str]:
-    """A row of `list.lua` from the record of an ended job."""
-    job = ended.parse(record)
-    spec = JobSpec.from_json(job_id, job.spec, unseal)
-    return {
-        "id": job_id,
-        "queue": spec.aggr_id,
-        "state": job.download["state"],
-        "callback": job.callback.get("state", ""),
-        "finished": job.download["finished"],
-        "destination": callback_queue(*spec.callback(success=True)) if job.callback else "",
-        "spec": job.spec,
-        "failed": "",
-        "error": job.download.get("error", ""),
-        "code": job.download["code"],
-    }
-
-
-def _listed_job(row: Mapping[str, str]) -> ListedJob:
-    return ListedJob(
-        id=row["id"],
-        aggr_id=row["queue"],
-        state=cast("StateName", row["state"]),
-        callback=cast("StateName", row["callback"]) or None,
-        finished_at=_moment(row["finished"]),
-        failed_at=_moment(row["failed"]),
-        error=row["error"],
-        error_code=cast("ErrorName", row["code"]),
-        destination=row["destination"],
-    )
-
-
-def failures(kind: Kind, flat: Sequence[Any]) -> FailureGroup:
-    """Failed jobs with the same reason, from a row of `tally.lua`."""
-    row = fields(flat)
-    return FailureGroup(
-        kind=kind.value,
-        aggr_id=row["queue"],
-        error_code=row["code"],
-        error=row["error"],
-        jobs=row["jobs"],
-        newest_at=_moment(row["newest"]),
-        newest=row["id"],
-    )
-
-
-def job_view(job_id: str, flat: Sequence[Any], unseal: Unseal) -> JobView:
-    """A job from the answer of `get.lua`."""
-    row = fields(flat)
-    if "ended" in row:
-        job = ended.parse(row["ended"])
-        spec, download, callback = JobSpec.from_json(job_id, job.spec, unseal), job.download, job.callback
-    else:
-        spec = JobSpec.from_json(job_id, row["spec"], unseal)
-        download, callback = fields(row["download"]), fields(row["callback"])
-    return JobView(
-        spec=spec,
-        download=_task(download, due_ms=str(max(spec.created_ms, spec.not_before))),
-        outcome=_outcome(download, unseal) if "code" in download else None,
-        callback=_task(callback, due_ms="") if "state" in callback else None,
-        kept_until=_moment(row["keep_until"]),
-    )
-
-
-_GROUP_COUNTS = ("jobs", "succeeded", "failed", "cancelled", "unfinished")
-
-
-def group(name: str, home: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> Group:
-    """A group of jobs from the answers of `group.lua`; `home` is that of the shard of the name."""
-    counts = {count: sum(_int(part.get(count)) for part in parts) for count in _GROUP_COUNTS}
-    first = [time for part in parts if (time := _int(part.get("first_at")))]
-    return Group(
-        name=name,
-        state="complete" if "completed" in home else "sealed" if "sealed" in home else "open",
-        first_at=moment(min(first, default=None)),
-        last_at=moment(max(_int(part.get("last_at")) for part in parts) or None),
-        completed_at=_moment(home.get("completed", "")),
-        callback_id=home.get("id", "") if "completed" in home else "",
-        callback_state=home.get("callback_state", ""),
-        **counts,
-    )
-
-
-def group_counts(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, int]:
-    """The argument `counts` of `complete.lua`."""
-    counts = {count: sum(_int(part.get(count)) for part in parts) for count in _GROUP_COUNTS[:-1]}
-    first = [time for part in parts if (time := _int(part.get("first_at")))]
-    last = max(_int(part.get("last_at")) for part in parts)
-    return {**counts, "first_at": min(first, default=0), "last_at": last}
-
-
-def load(answers: Iterable[Sequence[Any]], count: int) -> Load:
-    """Merge the answers of `busiest.lua` from all shards; at most `count` aggregations."""
-    shards = [fields(answer) for answer in answers]
-    aggregations = [_aggregation(fields(flat)) for shard in shards for flat in shard["aggregations"]]
-    aggregations.sort(key=lambda load: (-load.pending - load.in_flight, load.aggr_id))
-    return Load(
-        aggregations=aggregations[:count],
-        paused=any(shard.get("paused") for shard in shards),
-        total=sum(shard["total"] for shard in shards),
-        downloads=sum(shard["downloads"] for shard in shards),
-        callbacks=sum(shard["callbacks"] for shard in shards),
-    )
-
-
-def backlog(answers: Iterable[Sequence[Any]], count: int) -> Backlog:
-    """Merge the answers of `backlog.lua` from all shards; at most `count` destinations."""
-    shards = [fields(answer) for answer in answers]
-    destinations: dict[str, WaitingDestination] = {}
-    for flat in (flat for shard in shards for flat in shard["destinations"]):
-        load = _destination(fields(flat))
-        in_other_shards = destinations.get(load.destination)
-        destinations[load.destination] = _sum(load, in_other_shards) if in_other_shards else load
-    largest = sorted(
-        destinations.values(), key=lambda load: (-load.pending - load.in_flight, load.destination)
-    )
-    failed = Counter[str]()
-    for shard in shards:
-        names = iter(shard["failed_to"])
-        for name, number in zip(names, names, strict=True):
-            failed[name] += number
-    return Backlog(
-        now_ms=max(shard["now"] for shard in shards),
-        downloads=_waiting([fields(shard[Kind.DOWNLOAD]) for shard in shards]),
-        oldest_due_ms=min((int(shard["oldest"]) for shard in shards if shard.get("oldest")), default=None),
-        callbacks=_waiting([fields(shard[Kind.CALLBACK]) for shard in shards]),
-        failed_callbacks=sum(shard["failed"] for shard in shards),
-        destinations=largest[:count],
-        failed_to=[
-            FailedDestination(destination=name, failed=number)
-            for name, number in sorted(failed.items(), key=lambda item: (-item[1], item[0]))[:count]
-        ],
-        # A sealed group is in all shards, any other in those that have jobs of it.
-        job_groups=max(shard["job_groups"] for shard in shards),
-        sealed_groups=max(shard["sealed"] for shard in shards),
-    )
-
-
-def _waiting(shards: Sequence[Mapping[str, Any]]) -> Waiting:
-    return Waiting(
-        pending=sum(shard["pending"] for shard in shards),
-        queues=sum(shard["queues"] for shard in shards),
-        next_ms=min((int(float(shard["next"])) for shard in shards if shard["next"] != "0"), default=None),
-    )
-
-
-def _destination(row: Mapping[str, Any]) -> WaitingDestination:
-    return WaitingDestination(
-        destination=row["name"],
-        pending=row["pending"],
-        in_flight=row["running"],
-        limit=_int(row["limit"]) or 1,
-        due_at=moment(int(float(row["due"]))),
-    )
-
-
-def _sum(first: WaitingDestination, second: WaitingDestination) -> WaitingDestination:
-    """The load of a destination in two shards; each shard has a separate limit."""
-    return WaitingDestination(
-        destination=first.destination,
-        pending=first.pending + second.pending,
-        in_flight=first.in_flight + second.in_flight,
-        limit=first.limit + second.limit,
-        due_at=min((due for due in (first.due_at, second.due_at) if due), default=None),
-    )
-
-
-def counts(score: str | float) -> tuple[int, int]:
-    """Numbers of pending and running tasks of a queue, from the score in `queues`."""
-    tasks, _, running = f"{float(score):.6f}".partition(".")
-    return int(tasks) - int(running), int(running)
-
-
-def _aggregation(row: Mapping[str, str]) -> AggregationLoad:
-    pending, running = counts(row["score"])
-    return AggregationLoad(
-        aggr_id=row["name"],
-        pending=pending,
-        in_flight=running,
-        limit=_int(row["limit"]) or 1,
-        paused=row["paused"] == "1",
-        cooling_until=_moment(row["cooling"]),
-        pace=_number(row.get("pace", "")),
-    )
-
-
-def aggregation(flat: Sequence[Any]) -> Aggregation:
-    """An aggregation from a row of `describe_aggregation` in `_lib.lua`."""
-    row = fields(flat)
-    pending, running = counts(row["score"])
-    values, overridden = fields(row["values"]), fields(row["asked"])
-    return Aggregation(
-        aggr_id=row["name"],
-        limit=_int(values["limit"]) or 1,
-        rate=_number(values["rate"]),
-        delay=_number(values["delay"]),
-        overridden={name: _number(value) for name, value in overridden.items()},
-        proxy=redact_url(row["proxy"]) if row["proxy"] else "",
-        paused=row["paused"] == "1",
-        in_flight=running,
-        pending=pending,
-        cooling_until=_moment(row["cooling"]),
-        cooling_reason=row["why"],
-        pace=_number(row["pace"]),
-        next_due_at=_moment(row["due"]),
-    )
-
-
-def _moment(ms: str) -> datetime | None:
+def moment_in(ms: str) -> datetime | None:
+    """The moment in a text of Unix ms; `None` for no text or a damaged one."""
     try:
         return moment(int(ms)) if ms else None
-    except (ValueError, OverflowError):  # damaged in the store
+    except (ValueError, OverflowError):
         return None
 
 
-def _number(text: str) -> float | None:
-    """The number in a text, an integer if written without a point; `None` for an empty text."""
-    return (int(text) if text.isdecimal() else float(text)) if text else None
-
-
-def _int(text: str | None) -> int:
+def number_in(text: str | None) -> int:
     """The number in a text; 0 for no text or a damaged one."""
     try:
         return int(text or 0)
@@ -598,15 +329,16 @@ def _int(text: str | None) -> int:
         return 0
 
 
-def _outcome(stored: Mapping[str, str], unseal: Unseal) -> Outcome:
+def outcome_in(stored: Mapping[str, str], unseal: Unseal) -> Outcome:
+    """The outcome of a download, from the hash of the download."""
     row = defaultdict[str, str](str, stored)
     return Outcome(
         verdict=_VERDICTS.get(row["state"], Verdict.FAILED),
         error=row["error"],
         error_code=_member(ErrorCode, row["code"]),
-        response_code=_int(row["status"]),
+        response_code=number_in(row["status"]),
         file=FileFacts(
-            size=_int(row["size"]),
+            size=number_in(row["size"]),
             sha256=row["sha256"],
             mime_type=row["mime"],
             image_size=row["image"],
@@ -628,23 +360,6 @@ def _outcome(stored: Mapping[str, str], unseal: Unseal) -> Outcome:
 def _unsealed(text: str, unseal: Unseal) -> str:
     """The plain text of a URL that may be encrypted; empty if the key is missing."""
     return text if text.startswith("http") else (unseal(text) or "" if text else "")
-
-
-def _task(row: Mapping[str, str], *, due_ms: str) -> Task:
-    """A task from a hash; `due_ms` is the time at which the task was due first."""
-    state = row.get("state", State.PENDING)
-    log = [line.partition(" ") for line in row.get("log", "").splitlines()]
-    return Task(
-        state=cast("StateName", state),
-        attempts=_int(row.get("attempts")),
-        deliveries=_int(row.get("deliveries")),
-        crashes=_int(row.get("crashes")),
-        instance=row.get("owner") or row.get("settled", "").partition(" ")[2],
-        due_at=_moment(row.get("due") or due_ms) if state == State.PENDING else None,
-        started_at=_moment(row.get("started", "")),
-        finished_at=_moment(row.get("finished", "")),
-        errors=[Failure(at=_moment(at), error=error) for at, _, error in log],
-    )
 
 
 def _member(names: type[E], text: str) -> E | str:

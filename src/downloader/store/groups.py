@@ -20,13 +20,16 @@ from downloader.store.memory import MemoryMark
 from downloader.store.reader import StoreReader
 from downloader.store.sealing import Sealer
 from downloader.store.values import CallbackPlan, Listed
-from downloader.wire import Group, GroupPage
+from downloader.wire import Group, GroupPage, moment
 
 _DURABLE = frozenset({"seal", "reopen"})
 """Arguments of `group.lua` for changes by a client, which must be durable before the response."""
 
 MAX_UNFINISHED = 1000
 """Most groups in `_unfinished_in`; beyond that it is emptied, which costs only extra calls."""
+
+_COUNTS = ("jobs", "succeeded", "failed", "cancelled")
+
 
 Part = Mapping[str, Any]
 """The fields of a group in a shard; empty if the shard has no record of the group."""
@@ -85,7 +88,7 @@ class GroupStore(StoreReader):
             return []
         parts = await self._parts([{"name": name} for name in names])
         return [
-            codec.group(name, of_group[self._home(name)], of_group)
+            _group(name, of_group[self._home(name)], of_group)
             for name, of_group in zip(names, parts, strict=True)
             if any(of_group)
         ]
@@ -104,7 +107,7 @@ class GroupStore(StoreReader):
             StoreUnavailable: also if the memory of the shard is almost full, see `watch_memory`.
         """
         row = {"name": spec.aggr_id, "spec": spec.to_json(self._seal), "id": spec.id, "token": ""}
-        row |= codec.callback(plan) | codec.quota_of_group(spec.token, quota)
+        row |= codec.callback(plan) | _quota_arguments(spec.token, quota)
         home = self._home(spec.aggr_id)
         if not self._mark.admits(home, row["spec"]):
             raise StoreUnavailable("the store cannot answer: its memory is almost full")
@@ -121,7 +124,7 @@ class GroupStore(StoreReader):
         Raises:
             StoreUnavailable: a shard did not answer. If the home shard did, `tend_groups` seals the others.
         """
-        row = {"name": name, "seal": True, **codec.quota_of_group(token, quota)}
+        row = {"name": name, "seal": True, **_quota_arguments(token, quota)}
         [sealed] = await self._client.run("group", self._home(name), {}, [row], durable=True)
         failpoint("after-group-seal")
         if sealed and self._keys.shards > 1:
@@ -193,7 +196,7 @@ class GroupStore(StoreReader):
             # are the same a second time, there was a moment between when no job was unfinished.
             if [parts] != await self._parts([row]):
                 return
-            call = {"name": name, "counts": codec.group_counts(parts), "mark": mark}
+            call = {"name": name, "counts": _totals(parts), "mark": mark}
             await self._client.run("complete", home, call)
             failpoint("after-group-complete")
         await self._parts([{"name": name, "completed": True, "mark": mark}])
@@ -222,3 +225,34 @@ class GroupStore(StoreReader):
 
     def _home(self, name: str) -> int:
         return self._keys.aggregation_shard(name)
+
+
+def _group(name: str, home: Part, parts: Sequence[Part]) -> Group:
+    """A group of jobs from the answers of `group.lua`; `home` is that of the shard of the name."""
+    totals = _totals(parts)
+    return Group(
+        name=name,
+        state="complete" if "completed" in home else "sealed" if "sealed" in home else "open",
+        first_at=moment(totals.pop("first_at") or None),
+        last_at=moment(totals.pop("last_at") or None),
+        completed_at=codec.moment_in(home.get("completed", "")),
+        callback_id=home.get("id", "") if "completed" in home else "",
+        callback_state=home.get("callback_state", ""),
+        unfinished=sum(codec.number_in(part.get("unfinished")) for part in parts),
+        **totals,
+    )
+
+
+def _totals(parts: Sequence[Part]) -> dict[str, int]:
+    """The argument `counts` of `complete.lua`: sums over the shards, and the first and the last time."""
+    times = [time for part in parts if (time := codec.number_in(part.get("first_at")))]
+    return {
+        **{count: sum(codec.number_in(part.get(count)) for part in parts) for count in _COUNTS},
+        "first_at": min(times, default=0),
+        "last_at": max(codec.number_in(part.get("last_at")) for part in parts),
+    }
+
+
+def _quota_arguments(token: str, quota: Mapping[str, int] | None) -> dict[str, Any]:
+    """The arguments `quota` and `token_of_quota`, for the group that a token may begin."""
+    return {} if quota is None else {"quota": quota, "token_of_quota": token}

@@ -20,7 +20,7 @@ from downloader.errors import PartlyChanged, StoreUnavailable
 from downloader.ids import JobIds, shard_of
 from downloader.model import BROKERS, NO_LIMITS, JobSpec, Kind, Lease, callback_limit
 from downloader.observe import get_logger
-from downloader.store import codec
+from downloader.store import codec, views
 from downloader.store.client import MAX_ROWS, StoreClient, Timed, open_client
 from downloader.store.codec import ms
 from downloader.store.groups import GroupStore
@@ -495,7 +495,7 @@ class JobStore(GroupStore):
             call["paused"] = "1" if changes["paused"] else ""
         shard = self._keys.aggregation_shard(aggr_id)
         answer = await self._client.run("adjust", shard, call, durable=True)
-        return codec.aggregation(answer) if answer else None
+        return views.aggregation(answer) if answer else None
 
     async def pause_all(self, *, paused: bool) -> None:
         """Pause all present and later aggregations, or end this pause. Pauses of single ones do not change.

@@ -18,7 +18,7 @@ from downloader.errors import StoreUnavailable
 from downloader.ids import shard_of
 from downloader.model import JobSpec, Kind
 from downloader.observe import Event, get_logger
-from downloader.store import codec
+from downloader.store import codec, views
 from downloader.store.client import StoreClient, check_layout
 from downloader.store.sealing import Sealer
 from downloader.store.values import (
@@ -90,7 +90,7 @@ class StoreReader:
         shards = [self._keys.aggregation_shard(aggr_id)] if in_one_shard else list(range(self._keys.shards))
         call = {"which": which, "name": aggr_id, "count": count}
         answer, next_cursor = await self._read_on("list", call, cursor, shards)
-        jobs = codec.listed_jobs(answer["jobs"], matches, self._unseal)
+        jobs = views.listed_jobs(answer["jobs"], matches, self._unseal)
         return JobPage(jobs=list(jobs), cursor=next_cursor)
 
     async def failures(self, which: Listed, cursor: str, count: int) -> tuple[Sequence[FailureGroup], str]:
@@ -104,7 +104,7 @@ class StoreReader:
         shards = list(range(self._keys.shards))
         answer, next_cursor = await self._read_on("tally", {"which": which, "count": count}, cursor, shards)
         kind = Kind.CALLBACK if which is Listed.FAILED_CALLBACKS else Kind.DOWNLOAD
-        return [codec.failures(kind, flat) for flat in answer["failures"]], next_cursor
+        return [views.failures(kind, flat) for flat in answer["failures"]], next_cursor
 
     async def _read_on(
         self, script: str, call: Mapping[str, Any], cursor: str, shards: Sequence[int]
@@ -139,7 +139,7 @@ class StoreReader:
         except ValueError:
             return None
         answer = await self._client.run("get", shard, {"id": job_id})
-        return codec.job_view(job_id, answer, self._unseal) if answer else None
+        return views.job_view(job_id, answer, self._unseal) if answer else None
 
     async def aggregation_sizes(self) -> Mapping[str, int]:
         """How many jobs are pending in each aggregation that has work, the largest first.
@@ -161,7 +161,7 @@ class StoreReader:
             return scores
 
         answers = (await self._client.ask(range(self._keys.shards), ask)).values()
-        sizes = {name: codec.counts(score)[0] for answer in answers for name, score in answer.items()}
+        sizes = {name: views.counts(score)[0] for answer in answers for name, score in answer.items()}
         return dict(sorted(sizes.items(), key=lambda size: -size[1]))
 
     async def aggregations(self, cursor: str, count: int) -> AggregationPage:
@@ -176,7 +176,7 @@ class StoreReader:
         answer = codec.fields(
             await self._client.run("aggregations", shard, {"cursor": position, "count": count})
         )
-        aggregations = [codec.aggregation(flat) for flat in answer["aggregations"]]
+        aggregations = [views.aggregation(flat) for flat in answer["aggregations"]]
         return AggregationPage(aggregations=aggregations, cursor=self._scan_cursor(shard, answer["cursor"]))
 
     def _scan_position(self, cursor: str) -> tuple[int, str]:
@@ -205,7 +205,7 @@ class StoreReader:
             codec.fields(await self._client.run("aggregations", shard, {"queues": names}))
             for shard, names in by_shard.items()
         ]
-        return [codec.aggregation(flat) for answer in answers for flat in answer["aggregations"]]
+        return [views.aggregation(flat) for answer in answers for flat in answer["aggregations"]]
 
     async def aggregation(self, aggr_id: str) -> Aggregation | None:
         """Description of an aggregation; `None` for an aggregation without work."""
@@ -220,7 +220,7 @@ class StoreReader:
 
         The cost depends on `count` only. Values of several shards are not from the same moment.
         """
-        return codec.load(await self._client.run_on_all("busiest", {"count": count, "skip": 0}), count)
+        return views.load(await self._client.run_on_all("busiest", {"count": count, "skip": 0}), count)
 
     async def loads(self, most: int) -> Sequence[AggregationLoad]:
         """Aggregations with work: at most `most` per shard, the busiest first.
@@ -231,7 +231,7 @@ class StoreReader:
         loads: dict[str, AggregationLoad] = {}  # an aggregation that moves in the order may be read twice
         for skip in range(0, most, LISTED_AT_ONCE):
             call = {"count": LISTED_AT_ONCE, "skip": skip}
-            page = codec.load(await self._client.run_on_all("busiest", call), most * self._keys.shards)
+            page = views.load(await self._client.run_on_all("busiest", call), most * self._keys.shards)
             loads |= {load.aggr_id: load for load in page.aggregations}
             if not page.aggregations:
                 break
@@ -243,7 +243,7 @@ class StoreReader:
         The cost is bounded. Values of several shards are not from the same moment.
         """
         call = {"queues": SUMMED_QUEUES, "destinations": destinations, "failures": COUNTED_FAILURES}
-        return codec.backlog(await self._client.run_on_all("backlog", call), destinations)
+        return views.backlog(await self._client.run_on_all("backlog", call), destinations)
 
     async def history(self) -> Sequence[BacklogPoint]:
         """The backlog of the last day, the oldest point first."""
