@@ -34,7 +34,7 @@ class StoreUnavailable(StoreError):
 
 
 class PartlyChanged(StoreUnavailable):
-    """Some shards of a Cluster have made a change, others have not answered; a repetition completes it."""
+    """Some shards of a Cluster have made a change, others are silent; call again to complete the change."""
 
 
 class StoreRefused(StoreError):
@@ -50,7 +50,7 @@ class StorageRefused(StorageError):
 
 
 class KeyTaken(StorageRefused):
-    """Another file is stored under the key, and the job does not permit to replace it."""
+    """Another file is stored under the key, and the job permits no replacement."""
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

@@ -55,7 +55,7 @@ class Phases:
 
     @property
     def are_long(self) -> bool:
-        """Whether a success with these phases keeps them."""
+        """Whether the phases took long enough to be kept for a success."""
         return sum(self.seconds.values()) - self.seconds.get("queue", 0.0) >= _LONG_S
 
     def to_text(self, seal: Callable[[str], str] | None) -> str:

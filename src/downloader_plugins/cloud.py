@@ -351,7 +351,7 @@ class Bucket:
             raise StorageRefused(f"{self.at.bucket}: the object may not be read") from None
 
     def _is_stored(self, key: str, body: Body) -> bool:
-        """Whether the object has the bytes of the body, so that an earlier attempt has stored it."""
+        """Whether an earlier attempt has stored the bytes of the body."""
         import obstore  # noqa: PLC0415 - see the module's docstring
 
         try:
@@ -442,7 +442,7 @@ def _read(path: Path, size: int, part_bytes: int, call: Call) -> Iterator[bytes]
 
 
 def _explain(exc: Exception, *, bucket: str, own: bool) -> StorageError:
-    """The `StorageError` for an error of obstore, whose own text may contain secrets.
+    """The `StorageError` for an error of obstore; the text of obstore may contain secrets, and is left out.
 
     For the service's `own` bucket, no error but a file that is too large is final. Another bucket that is
     missing or forbidden gives `StorageRefused`.

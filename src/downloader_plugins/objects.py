@@ -133,7 +133,7 @@ class PassingError(StorageError):
 
 
 async def repeated(call: Callable[[], Awaitable[T]], pauses_s: Sequence[float]) -> T:
-    """Await `call()`; after a `PassingError` call it again, once for each of the pauses, which get jitter."""
+    """Await `call()`, and again after each `PassingError`, at most once for each pause; pauses get jitter."""
     for pause_s in pauses_s:
         try:
             return await call()

@@ -165,7 +165,7 @@ class Api:
 
 
 async def _traced(traces: Traces, serve: AsgiApp, scope: Message, receive: Receive, send: Send) -> None:
-    """Serve a request in a span, whose context is in `scope[TRACE]` for the jobs of the request."""
+    """Serve a request in a span; `scope[TRACE]` has the context of the span, for the jobs of the request."""
     path = scope["path"]
     attributes = {
         "http.request.method": scope["method"],

@@ -126,7 +126,8 @@ def identify(callers: Callers, headers: Iterable[tuple[bytes, bytes]]) -> Caller
     owner = find_token(callers, token.strip(b" ")) if scheme.lower() == b"bearer" else None
     if owner is None:
         raise unauthorized()
-    return owner[1]
+    _, caller = owner
+    return caller
 
 
 def find_token(callers: Callers, token: bytes) -> tuple[bytes, Caller] | None:
@@ -155,7 +156,7 @@ def present_caller() -> Caller | None:
 
 
 async def audit(store: JobStore, action: Action, **changed: Any) -> None:
-    """Log a change that Quart's request has made, and note it for `GET /audit`.
+    """Log a change made by Quart's current request, and note the change for `GET /audit`.
 
     `changed` must contain no secret. A store that does not answer within `redis.timeout` loses the note: the
     change itself is done, and the log has it.
@@ -238,7 +239,7 @@ def find_session(callers: Callers, scope: Message) -> Session | None:
 
 
 def cookies(headers: Headers) -> MultiDict[str, str]:
-    """The cookies by name; a proxy may spread them over several headers."""
+    """The cookies by name; a proxy may spread cookies over several headers."""
     given = [value.decode("latin-1") for name, value in headers if name == b"cookie"]
     return parse_cookie("; ".join(given))
 

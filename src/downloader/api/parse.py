@@ -270,7 +270,7 @@ def _pair_faults(
     backends: frozenset[str],
     check_host: Callable[[str], None],
 ) -> Iterator[Fault]:
-    """The errors of a callback, whose type and destination are in the fields `kind` and `destination`."""
+    """The errors of a callback; `kind` and `destination` are the names of the two fields."""
     if missing := [name for name in (kind, destination) if not fields.get(name)]:
         hints = {"callback_type": f'is required, or "{NO_CALLBACK}" if there is to be no callback'}
         yield from (fault_in(name, "required", hints.get(name, "is required")) for name in missing)

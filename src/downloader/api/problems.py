@@ -54,7 +54,7 @@ class Refused(Exception):
 
 
 def problem(code: str, detail: str = "", **members: Any) -> Problem:
-    """The problem with this code, with its status; `detail` is by default what the code means."""
+    """The problem with a code and the status of the code; `detail` is by default the meaning of the code."""
     return Problem(STATUSES[code], code, detail or CODES[code], **members)
 
 

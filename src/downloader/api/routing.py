@@ -112,7 +112,7 @@ route = Declaration
 
 @dataclass(frozen=True, kw_only=True)
 class Route(Declaration):
-    """A declaration with its handler."""
+    """A declaration and the handler."""
 
     handler: Handler
     summary: str

@@ -124,12 +124,12 @@ def _digest_of_values(spec: JobSpec, members: Mapping[str, Any]) -> str:
 
 
 def check_accepted(why: Accepted, job_id: str, *, key_field: str) -> None:
-    """Check that the store has the job, by its result; `key_field` names where the idempotency key is.
+    """Check the store's result for a job; `key_field` names the place of the idempotency key.
 
     Raises:
         Refused: 422, the key was used with another job; 409, the aggregation has another proxy, or
             the group is sealed.
-        StoreUnavailable: the job's shard did not take it.
+        StoreUnavailable: the job's shard has not answered.
     """
     if why is Accepted.UNAVAILABLE:
         raise StoreUnavailable("the job's shard of the store does not answer")

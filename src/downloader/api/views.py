@@ -219,7 +219,7 @@ def _state(row: Aggregation, blocked: str, now: datetime) -> str:
 
 
 def _waiting(row: Aggregation, left_s: float, blocked: str) -> str:
-    """The state of an aggregation with a free slot, whose next job may start in `left_s` seconds."""
+    """The state of an aggregation that has a free slot and may start the next job in `left_s` seconds."""
     gap_s = max(*(1 / rate if rate else 0 for rate in (row.rate, row.pace)), row.delay or 0)
     if blocked and left_s <= gap_s:
         return blocked

@@ -182,7 +182,7 @@ def list_plugins(settings: Settings) -> tuple[Sequence[Row], PluginError | None]
 
 
 def _problem(group: str, name: str) -> str:
-    """Why a configured plugin cannot be used; empty if it can."""
+    """Why a configured plugin cannot be used; empty for a usable plugin."""
     from downloader.plugins import find, missing_package
 
     try:

@@ -70,7 +70,7 @@ def read_jobs(source: str) -> Iterator[tuple[str, Fields | LineProblem]]:
 
 
 def read_line(text: str, place: str) -> Fields | LineProblem:
-    """The job in a line that has a URL or a JSON object, or what is wrong with it; `place` is for people."""
+    """The job in a line with a URL or a JSON object, or the error in the line; `place` is for people."""
     if not text.startswith("{"):
         return {"url": text}
     try:

@@ -96,7 +96,7 @@ class Filters:
     """Only jobs with one of these tags."""
 
     def fields(self) -> JobFilters:
-        """The filters, as the client takes them."""
+        """The filters as arguments of the client."""
         fields = asdict(self)
         return cast("JobFilters", {"tags": fields.pop("tag"), **fields})
 
@@ -155,7 +155,7 @@ def name_of(source: str) -> str:
 
 
 def read_text(source: str) -> Iterator[str]:
-    """Yield the lines of a text, each with its end.
+    """Yield the lines of a text, each with the line end.
 
     Args:
         source: a file's name, or `-` for standard input. UTF-8.

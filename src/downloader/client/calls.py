@@ -89,7 +89,7 @@ ManySteps = Generator[Step | Items[T], Reply, None]
 
 
 def one(steps: Steps[T]) -> ManySteps[T]:
-    """A call whose only item is the result."""
+    """A call with the result as the only item."""
     yield Items([(yield from steps)])
 
 

@@ -148,7 +148,7 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any], path: str = "") -> N
 
 
 class _Table(dict[str, Any]):
-    """A table of the predecessor, whose keys are compared without case; reading a key removes the key."""
+    """A table of the predecessor; keys are compared without case, and reading a key removes the key."""
 
     def __init__(self, values: Mapping[str, Any], path: str = "") -> None:
         super().__init__({key.lower(): value for key, value in values.items()})

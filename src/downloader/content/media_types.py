@@ -149,7 +149,7 @@ class _Glob:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse one pattern; a `ValueError` names the pattern if it is malformed."""
+        """Parse one pattern; the `ValueError` for a malformed pattern names the pattern."""
         tokens: list[_Star | _CharClass] = []
         lower, end = text.lower(), 0
         while end < len(lower):

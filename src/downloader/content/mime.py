@@ -120,7 +120,7 @@ def _json_end(text: bytes, *, cut: bool) -> int:
 
 
 def _json_depth(text: bytes) -> int:
-    """The depth of nesting, exact only with enough brackets to exceed the limit."""
+    """The depth of nesting; of a text with too few brackets to exceed the limit, their number."""
     brackets = text.count(b"[") + text.count(b"{")
     if brackets < _JSON_DEPTH:
         return brackets

@@ -21,7 +21,7 @@ class Pace:
         self._paid_until = -math.inf
 
     async def read(self, read: Callable[[], Awaitable[T]], watch: Watch) -> T:
-        """Call `read`, then wait until its bytes fit into the limit; returns the bytes.
+        """Call `read`, then wait until the bytes fit into the limit; returns the bytes.
 
         The low-speed clock of `watch` stops during the wait.
         """

@@ -81,11 +81,11 @@ class Limits:
         return before != self._bounds(held.lease.token)
 
     def note_result(self, settlement: Settlement, now: float) -> bool:
-        """Let a destination rest if its callback is handed back with a delay, for example to an open circuit.
+        """Let a destination rest if a callback is handed back with a delay, for example for an open circuit.
 
         The other callbacks to the destination would be handed back too. Any other result comes from a backend
-        that works again, and ends the rest of all its destinations; returns whether one rested. A sealed
-        callback says nothing about its backend.
+        that works again, and ends the rest of all destinations of the backend; returns whether one rested. A
+        sealed callback says nothing about the backend.
         """
         lease = settlement.lease
         if self._kind is Kind.DOWNLOAD or lease.spec.sealed:
@@ -118,7 +118,7 @@ class Limits:
                     del self._held[holder]
 
     def _holders(self, lease: Lease) -> Sequence[Holder]:
-        """The holders whose share a lease counts against.
+        """The holders to whose shares a lease counts.
 
         A callback's destination is no holder, because it has a limit in the fleet.
         """

@@ -225,7 +225,7 @@ async def _linger(running: _Running, *, more: bool) -> bool:
 
 
 async def _take_unanswered(running: _Running, tasks: trio.Nursery) -> None:
-    """At a stop, ask again for the leases of a call whose answer was lost, so that they are handed back."""
+    """At a stop, ask again for the leases of a call whose answer was lost; the leases are handed back."""
     give_up_at = trio.current_time() + HAND_BACK_S
     answered = False
     while not answered and trio.current_time() < give_up_at:
@@ -245,7 +245,7 @@ async def _withdraw(running: _Running) -> None:
 async def _take(
     running: _Running, tasks: trio.Nursery, count: int, room: int = 0, *, lingered: bool = False
 ) -> tuple[bool, float | None]:
-    """Lease up to `count` tasks and start their work.
+    """Lease and start up to `count` tasks.
 
     Returns whether the store answered, and `LeaseBatch.look_s`.
     """

@@ -53,7 +53,7 @@ async def run_reaper(store: JobStore, delete: Delete, *, stop: Stop) -> None:
 
 
 async def delete_file(spec: JobSpec, digests: Sequence[str], delete: Delete) -> bool:
-    """Delete a job's files within a time limit; logs an error, and returns whether they were deleted."""
+    """Delete a job's files within a time limit; logs an error, and returns whether the files were deleted."""
     try:
         with trio.fail_after(DELETION_S):
             await delete(spec, digests)

@@ -25,7 +25,9 @@ async def serve_api(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until the stop begins and requests in flight are answered. Logs `api.open` if all may use it.
+    """Serve until the stop begins and requests in flight are answered.
+
+    `api.open` is logged if the API has no tokens and listens beyond loopback.
 
     Raises:
         ConfigError: the certificate or its key cannot be used.

@@ -93,7 +93,7 @@ class Files:
         )
 
     async def delete(self, spec: JobSpec, digests: Sequence[str]) -> None:
-        """Delete a job's file from the service's storage, and the shared files of which it is the last job.
+        """Delete a job's file from the service's storage; a shared file is deleted with the last job.
 
         Any other file under the job's `key`, or in a bucket that the job names, stays: it belongs to the
         client, and may by now be another job's.
@@ -203,7 +203,7 @@ async def open_files(settings: Settings, store: JobStore) -> AsyncIterator[Files
 
 
 def allowed_buckets(processor: ProcessorSettings) -> Allows:
-    """Whether jobs may name a `JobSpec.bucket`; none whose plugin lacks a package."""
+    """Whether jobs may name a `JobSpec.bucket`; no bucket is allowed while the plugin lacks a package."""
     s3, cloud = (
         text_globs([] if missing_package(BUCKETS, name) else patterns)
         for name, patterns in (
@@ -234,7 +234,7 @@ def object_metadata(extra: str) -> dict[str, str]:
 
 
 def own_limits(settings: Settings) -> Mapping[str, int]:
-    """By queue of callbacks, a destination's own `concurrency`, as each shard of the store holds it.
+    """The part of a destination's own `concurrency` that each shard of the store has, by queue of callbacks.
 
     The plugin checks the section; an instance without the role `notifier` ignores what is malformed.
     """

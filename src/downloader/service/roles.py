@@ -67,7 +67,7 @@ class Worker:
     held: Held = field(default_factory=dict)
 
     def wake_if_idle(self) -> bool:
-        """Wake the leasing task if it waits and nothing is in flight; returns whether it was woken."""
+        """Wake the leasing task from waiting if nothing is in flight; returns whether the task was woken."""
         if self.held or not self.wake.is_awaited:
             return False
         self.wake.set()

@@ -43,7 +43,7 @@ class SharedFiles:
     clock: Clock = boottime
 
     async def share(self, spec: JobSpec, body: CompleteBody) -> bool:
-        """Count a job before it stores its file; returns whether the file is to be stored.
+        """Count a job as a sharer before the file is stored; returns whether the file is to be stored.
 
         Waits while the file is being deleted. With a storage that does not know sizes, nothing is counted,
         and the file is never deleted.
@@ -77,7 +77,7 @@ class SharedFiles:
         return size != body.size or spec.key_exists == "fail"
 
     async def delete(self, spec: JobSpec, sha256: str) -> None:
-        """Take a job that is being deleted out of the sharers of a file, and delete the file after the last.
+        """Remove a job from the sharers of a file, and delete the file if there is no other sharer.
 
         Raises:
             StorageError: not now; a later try may succeed.

@@ -419,7 +419,7 @@ async def check_layout(client: StoreClient) -> bool:
 
 
 async def _check_functions(client: StoreClient) -> None:
-    """Load the transitions into all servers that answer, and check that they can be called.
+    """Load the transitions into all servers that answer, and check that all can be called.
 
     Raises:
         StoreRefused: the server has no functions, or no memory for ours, or the user may not use them.

@@ -165,7 +165,7 @@ class GroupStore(StoreReader):
                 await self._complete(name, shard)
 
     async def _complete(self, name: str, due_in: int | None = None) -> None:
-        """Seal a group in all shards of a Cluster, and complete it if none has an unfinished job.
+        """Seal a group in all shards of a Cluster; complete the group if no shard has an unfinished job.
 
         `due_in` is the shard in which the group was due. The home shard is sealed first and opened last, so
         if only the home shard is open, it has lost the seal: the group is opened in all other shards too.

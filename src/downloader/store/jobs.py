@@ -155,7 +155,7 @@ class JobStore(GroupStore):
         return [results.get(row["id"], (Accepted.UNAVAILABLE, row["id"])) for row in rows]
 
     def _wake_own(self, kind: Kind) -> Mapping[str, Any]:
-        """Wake the owner of `listen` if it is idle; returns the argument that tells this to the script.
+        """Wake the idle owner of `listen`; returns the argument that tells the script of the owner.
 
         To be called right before a call that joins others, so that the owner's lease call follows in the same
         round trip. In a Cluster the owner would ask all shards, so the script wakes it instead.
@@ -385,10 +385,10 @@ class JobStore(GroupStore):
         await self._client.run_rows("remove", {}, [{"id": job_id} for job_id in job_ids])
 
     async def share_file(self, job_id: str, key: str, sha256: str, *, ours: bool = False) -> Sharing:
-        """Count a job whose download runs among the sharers of the file that it is about to store.
+        """Count a job, before the file is stored, among the sharers of the file.
 
-        `ours`: after `FOREIGN`, the caller has seen that no file has this key, so that the one that it stores
-        may be deleted.
+        `ours`: after `FOREIGN`, the caller has seen that no file has this key. The file that the job stores
+        may then be deleted with the last job.
         """
         file = _digest_of(key)
         calls: dict[int, dict[str, Any]] = {shard_of(job_id, self._keys.shards): {"digest": sha256}}
@@ -414,7 +414,7 @@ class JobStore(GroupStore):
         return Sharing(await self._client.run("unshare", shard, call, durable=True))
 
     async def purge(self, job_id: str) -> Changed:
-        """Let the next `reap` return an ended job before the end of the time for which it is kept."""
+        """Let the next `reap` return an ended job, although the time to keep the job is not over."""
         [answer] = await self._client.run_rows("purge", {}, [{"id": job_id}])
         return Changed(answer)
 

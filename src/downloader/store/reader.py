@@ -150,7 +150,8 @@ class StoreReader:
 
         async def ask(shard: int) -> Mapping[str, float]:
             key = self._keys.key(shard, "queues", Kind.DOWNLOAD)
-            scores: dict[str, float] = {}  # an aggregation that moves in the order may be read twice, or not
+            # An aggregation whose rank changes meanwhile may be read twice, or not at all.
+            scores: dict[str, float] = {}
             start, more = 0, True
             while more:
                 end = start + LISTED_AT_ONCE - 1

@@ -19,7 +19,7 @@ RECEIVED: defaultdict[str, list[bytes]] = defaultdict(list)
 
 
 class Receiver(BaseHTTPRequestHandler):
-    """Keeps what it is sent."""
+    """Keeps the body of each request."""
 
     def do_POST(self) -> None:
         RECEIVED[self.path].append(self.rfile.read(int(self.headers["Content-Length"])))
@@ -31,7 +31,7 @@ class Receiver(BaseHTTPRequestHandler):
 
 
 class Peer(NotifierPeer):
-    """How to open the plugin, and what its receiver has."""
+    """How to open the plugin, and what the receiver has."""
 
     section: Mapping[str, Any] = {"token": "correct-horse"}
     bad_section: Mapping[str, Any] = {"token": 3}

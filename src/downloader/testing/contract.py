@@ -335,7 +335,7 @@ class Contract(ABC, Times, Generic[P]):
 
     @abstractmethod
     async def _work(self, run: Run[P]) -> None:
-        """Open the plugin, do all kinds of its work, cancels among them, and close it."""
+        """Open the plugin, do all kinds of work, cancels among them, and close the plugin."""
 
     @promise
     async def test_it_leaves_nothing_behind(self, run: Run[P]) -> None:

@@ -275,7 +275,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_the_size_is_that_of_the_file(self, run: Run[StoragePeer]) -> None:
-        """`size`, if the storage has it, is the length of the stored file; `None` for a missing file."""
+        """The optional method `size` returns the length of the stored file; `None` for a missing file."""
         async with run.opened() as storage:
             size = getattr(storage, "size", None)
             if size is None:

@@ -80,7 +80,7 @@ async def put(run: Run[StoragePeer], storage: Storage, key: str, body: Body) -> 
 
 
 async def delete(run: Run[StoragePeer], storage: Storage, key: str) -> None:
-    """Call `delete` within the time limit; `StorageError` is all that it may raise."""
+    """Call `delete` within the time limit; only `StorageError` may be raised."""
     try:
         await run.bounded(partial(storage.delete, key), run.times.answer_s, "delete()")
     except (StorageError, AssertionError):
@@ -112,7 +112,7 @@ async def holds(run: Run[StoragePeer], key: str, data: bytes) -> None:
 async def stored(
     run: Run[StoragePeer], storage: Storage, key: str, size: int, *, spooled: bool = False
 ) -> bytes:
-    """Put a new file of a size, and check that the key has exactly its bytes; returns the bytes."""
+    """Put a new file of a size, and check that the key has exactly the same bytes; returns the bytes."""
     with a_body(size, spooled=spooled) as (body, data):
         await put(run, storage, key, body)
     await holds(run, key, data)

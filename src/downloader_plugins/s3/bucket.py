@@ -360,7 +360,7 @@ class Bucket:
         }
 
     def _is_stored(self, key: str, body: Body) -> bool:
-        """Whether the object has the bytes of the body, so that an earlier attempt has stored it."""
+        """Whether an earlier attempt has stored the bytes of the body."""
         try:
             stored = self.clients.quick.head_object(Bucket=self.name, Key=key)
         except ClientError as exc:

@@ -24,7 +24,7 @@ _READ_BYTES = 256 * 1024
 
 @contextmanager
 def open_part(path: Path, offset: int, size: int, call: Call) -> Iterator[tuple[ReadFileChunk, str]]:
-    """Open a part of a file for botocore; yields the part and its `Content-MD5`.
+    """Open a part of a file for botocore; yields the part and the `Content-MD5` of the part.
 
     Reading raises `GivenUp` after a cancel.
 
