@@ -26,6 +26,7 @@ from downloader.fetch.expected import Digest
 from downloader.fetch.headers import Field, HeaderMap
 from downloader.fetch.sink import BUFFER_BYTES, Sink
 from downloader.fetch.spool import Spool, disk_used_percent
+from downloader.net import is_field_value
 
 SLACK_S = 300.0
 """How long a partial file is kept after the job's next attempt is due. By then another instance has probably
@@ -229,7 +230,6 @@ NOTE = ".json"
 
 _DIGESTS = ("sha256", "sha512")
 _VALIDATORS = (b"etag", b"last-modified")
-_FIELD_VALUE = re.compile(rb"[\x20-\x7e\x80-\xff]+")
 
 
 class ResumableFiles(PartialFiles):
@@ -300,7 +300,8 @@ def _read(note: Path) -> Source | None:
         [type(value) for value in (url, filename, total)] == [str, str, int]
         and total > 0
         and name in _VALIDATORS
-        and _FIELD_VALUE.fullmatch(value)
+        and value
+        and is_field_value(value.decode(errors="replace"))
         and all(digest.algorithm in _DIGESTS for digest in digests)
     )
     return Source(url, total, (name, value), digests, filename) if valid else None
