@@ -14,7 +14,7 @@ import trustme
 from downloader.net import ConnectFailed, EgressPolicy, TimedOut, TlsFailed, tls_context
 from downloader.net.dial import Dialer
 from downloader.net.stream import Stream, TlsStream
-from downloader.net.tls import Handshakes
+from downloader.net.tls import Handshakes, Sessions
 from downloader.net.url import Origin
 from servers.loopback import (
     client_context,
@@ -40,7 +40,7 @@ async def connect(port: int) -> Stream:
 
 async def secure(stream: Stream, context: ssl.SSLContext, host: str, *, within_s: float = 5) -> TlsStream:
     peer = ("", "", Origin("https", host, 443, b""), context)
-    started = await Handshakes().start_tls(stream, peer, within_s=within_s)
+    started = await Handshakes(Sessions()).start_tls(stream, peer, within_s=within_s)
     assert isinstance(started, TlsStream)
     return started
 

@@ -25,7 +25,7 @@ from downloader.net import (
     tls_context,
 )
 from downloader.net.dial import Dialer
-from downloader.net.tls import _MAX_SESSIONS, Handshakes
+from downloader.net.tls import MAX_SESSIONS, Handshakes, Sessions
 from downloader.net.url import Origin as UrlOrigin
 from servers.certs import authority, server_context, write_authority
 from servers.loopback import client_context, copy, serving
@@ -82,13 +82,13 @@ async def test_a_later_connection_resumes_the_session(origin: Origin, trusting: 
 async def test_a_session_is_used_once(trusting: ssl.SSLContext) -> None:
     async with open_origin(server_context()) as origin, opened(trusting) as transport:
         assert not await resumed(transport, origin)
-        peer = next(iter(transport._handshakes._sessions))
-        first = transport._handshakes._take(peer)
+        peer = next(iter(transport.sessions.by_peer))
+        first = transport.sessions.take(peer)
         assert first is not None
-        assert transport._handshakes._take(peer) is None
-        transport._handshakes._keep(peer, first)
+        assert transport.sessions.take(peer) is None
+        transport.sessions.keep(peer, first)
         assert await resumed(transport, origin)
-        assert transport._handshakes._take(peer) != first
+        assert transport.sessions.take(peer) != first
 
 
 async def test_another_context_or_host_gets_no_session(trusting: ssl.SSLContext) -> None:
@@ -120,12 +120,12 @@ async def test_a_proxy_s_sessions_are_its_aggregation_s(trusting: ssl.SSLContext
 async def test_a_server_that_refuses_a_session_shakes_hands(trusting: ssl.SSLContext) -> None:
     async with open_origin(server_context()) as origin, opened(trusting) as transport:
         assert not await resumed(transport, origin)
-        (peer,) = transport._handshakes._sessions
+        (peer,) = transport.sessions.by_peer
         async with open_origin(server_context()) as stranger:  # has not issued the ticket
             foreign = Route(url=Url.parse(stranger.url("/x")))
-            session = transport._handshakes._take(peer)
+            session = transport.sessions.take(peer)
             assert session is not None
-            transport._handshakes._keep(("", "", foreign.url.origin, trusting), session)
+            transport.sessions.keep(("", "", foreign.url.origin, trusting), session)
             assert not await resumed(transport, stranger)
             assert await resumed(transport, stranger)
 
@@ -165,8 +165,8 @@ async def test_a_server_that_fails_at_a_session_is_asked_again_without(trusting:
 
     async with serving(intolerant) as port, opened(trusting) as transport:
         for _ in range(2):
-            for peer, sessions in list(transport._handshakes._sessions.items()):
-                transport._handshakes._keep(peer, sessions[0])  # one more, which must not be tried too
+            for peer, sessions in list(transport.sessions.by_peer.items()):
+                transport.sessions.keep(peer, sessions[0])  # one more, which must not be tried too
             response = await transport.send("GET", Route(url=Url.parse(f"https://127.0.0.1:{port}/")), [])
             assert response.status == 204
             await response.body.aclose()
@@ -227,7 +227,7 @@ async def test_the_second_try_leaves_a_session_that_came_meanwhile(
         if lookups == 4:  # of the second try
             front.closes = frozenset()
             assert await status_of(transport, url) == 200  # on another connection, which shares a session
-            assert transport._handshakes._sessions
+            assert transport.sessions.by_peer
             front.closes = closes
         return ["127.0.0.1"]
 
@@ -270,12 +270,12 @@ async def test_a_certificate_that_has_become_invalid_is_refused(trusting: ssl.SS
     context = server_context()
     async with open_origin(context) as origin, opened(trusting) as transport:
         assert not await resumed(transport, origin)
-        (peer,) = transport._handshakes._sessions
+        (peer,) = transport.sessions.by_peer
         async with open_origin(server_context("elsewhere.example")) as other:
-            session = transport._handshakes._take(peer)
+            session = transport.sessions.take(peer)
             assert session is not None
             url = Url.parse(other.url("/x"))
-            transport._handshakes._keep(("", "", url.origin, trusting), session)
+            transport.sessions.keep(("", "", url.origin, trusting), session)
             with pytest.raises(TlsFailed, match="certificate verify failed"):
                 await transport.send("GET", Route(url=url), [])
 
@@ -283,16 +283,16 @@ async def test_a_certificate_that_has_become_invalid_is_refused(trusting: ssl.SS
 async def test_the_sessions_are_bounded(trusting: ssl.SSLContext) -> None:
     async with open_origin(server_context()) as origin, opened(trusting) as transport:
         await resumed(transport, origin)
-        (peer,) = transport._handshakes._sessions
-        session = transport._handshakes._take(peer)
+        (peer,) = transport.sessions.by_peer
+        session = transport.sessions.take(peer)
     assert session is not None
-    handshakes = Handshakes()
-    for number in range(_MAX_SESSIONS):
+    sessions = Sessions()
+    for number in range(MAX_SESSIONS):
         for _ in range(2):
-            handshakes._keep(("", "", UrlOrigin("https", str(number), 443, b""), trusting), session)
-    assert sum(map(len, handshakes._sessions.values())) == _MAX_SESSIONS
-    newest = range(_MAX_SESSIONS // 2, _MAX_SESSIONS)
-    assert [origin.host for _, _, origin, _ in handshakes._sessions] == list(map(str, newest))
+            sessions.keep(("", "", UrlOrigin("https", str(number), 443, b""), trusting), session)
+    assert sum(map(len, sessions.by_peer.values())) == MAX_SESSIONS
+    newest = range(MAX_SESSIONS // 2, MAX_SESSIONS)
+    assert [origin.host for _, _, origin, _ in sessions.by_peer] == list(map(str, newest))
 
 
 class Passes(trio.abc.Instrument):
@@ -334,7 +334,7 @@ async def test_a_burst_of_handshakes_leaves_the_loop_to_others(trusting: ssl.SSL
         await tls.do_handshake()
         await tls.receive_some(1)
 
-    handshakes = Handshakes()
+    handshakes = Handshakes(Sessions())
     dialer = Dialer(policy=LOOPBACK, within_s=5)
 
     async def connect(port: int, number: int) -> None:

@@ -17,7 +17,7 @@ _AT_ONCE = 8
 """Steps of handshakes in one pass of the event loop. A step takes 0.1 to 0.4 ms, so a burst of handshakes
 delays the other tasks by 3 ms at a time."""
 
-_MAX_SESSIONS = 512
+MAX_SESSIONS = 512
 """Most sessions of a transport. A session takes about 13 KiB, because it has the peer's certificates."""
 
 
@@ -25,18 +25,50 @@ class ResumptionFailed(TlsFailed):
     """The handshake failed, perhaps because a session was to be resumed. The peer's sessions are dropped."""
 
 
-class Handshakes:
-    """Makes the handshakes of a transport, and keeps sessions in memory for later ones.
+class Sessions:
+    """The sessions of a transport's earlier connections, in memory.
 
     Each session is used once, because a ticket that is used twice shows that both connections are of one
-    client (RFC 8446, C.4). A peer that does not accept a session makes a full handshake instead.
+    client (RFC 8446, C.4).
     """
 
     def __init__(self) -> None:
-        self._turns = trio.CapacityLimiter(_AT_ONCE)
-        self._sessions: dict[Peer, list[ssl.SSLSession]] = {}
-        """By peer; the peer with the newest session is the last one."""
+        self.by_peer: dict[Peer, list[ssl.SSLSession]] = {}
+        """The peer with the newest session is the last one."""
         self._count = 0
+
+    def take(self, peer: Peer) -> ssl.SSLSession | None:
+        """Remove and return the newest session of a peer; `None` if there is none."""
+        return self._remove(peer, -1) if peer in self.by_peer else None
+
+    def keep(self, peer: Peer, session: ssl.SSLSession) -> None:
+        """Add a session; if there are too many, the peer without a new session for longest loses one."""
+        sessions = self.by_peer.pop(peer, [])
+        self.by_peer[peer] = sessions
+        sessions.append(session)
+        self._count += 1
+        if self._count > MAX_SESSIONS:
+            self._remove(next(iter(self.by_peer)), 0)
+
+    def drop(self, peer: Peer) -> None:
+        """Remove all sessions of a peer."""
+        self._count -= len(self.by_peer.pop(peer, []))
+
+    def _remove(self, peer: Peer, index: int) -> ssl.SSLSession:
+        sessions = self.by_peer[peer]
+        session = sessions.pop(index)
+        self._count -= 1
+        if not sessions:
+            del self.by_peer[peer]
+        return session
+
+
+class Handshakes:
+    """Makes the handshakes of a transport. A peer that accepts no session makes a full handshake instead."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._turns = trio.CapacityLimiter(_AT_ONCE)
+        self._sessions = sessions
 
     async def start_tls(self, stream: Stream, peer: Peer, *, within_s: float, resume: bool = True) -> Stream:
         """Make a handshake, with the host of the peer's origin for SNI and verification.
@@ -50,7 +82,7 @@ class Handshakes:
             TimedOut: the handshake took longer than `within_s`.
         """
         _, _, origin, context = peer
-        session = self._take(peer) if resume else None
+        session = self._sessions.take(peer) if resume else None
         try:
             try:
                 with trio.fail_after(within_s):
@@ -59,7 +91,7 @@ class Handshakes:
                         context,
                         origin.host.removesuffix("."),
                         session=session,
-                        share=lambda session: self._keep(peer, session),
+                        share=lambda session: self._sessions.keep(peer, session),
                     )
                     await secure.do_handshake(self._turns)
             except BaseException:
@@ -70,35 +102,13 @@ class Handshakes:
         except (ssl.SSLError, StreamBroken) as exc:
             reason = tls_reason(exc)
             if session is not None:
-                self._count -= len(self._sessions.pop(peer, []))
+                self._sessions.drop(peer)
                 raise ResumptionFailed(reason or "closed while a session was resumed") from exc
             raise (TlsFailed(reason) if reason else _lost_in_handshake(exc)) from exc
         except ValueError as exc:
             # The ssl module raises ValueError for a name that is invalid in SNI.
             raise TlsFailed(f"no host name to verify: {exc}") from exc
         return secure
-
-    def _take(self, peer: Peer) -> ssl.SSLSession | None:
-        """The newest session of a peer, which is no longer kept; `None` if there is none."""
-        sessions = self._sessions.get(peer)
-        if not sessions:
-            return None
-        return self._remove(peer, sessions, -1)
-
-    def _keep(self, peer: Peer, session: ssl.SSLSession) -> None:
-        sessions = self._sessions.pop(peer, [])
-        self._sessions[peer] = sessions
-        sessions.append(session)
-        self._count += 1
-        if self._count > _MAX_SESSIONS:
-            self._remove(*next(iter(self._sessions.items())), 0)
-
-    def _remove(self, peer: Peer, sessions: list[ssl.SSLSession], index: int) -> ssl.SSLSession:
-        session = sessions.pop(index)
-        self._count -= 1
-        if not sessions:
-            del self._sessions[peer]
-        return session
 
 
 def tls_context(ca_file: str = "") -> ssl.SSLContext:

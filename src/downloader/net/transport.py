@@ -20,7 +20,7 @@ from downloader.net.proxy import connect_socks, connect_tunnel
 from downloader.net.request import Route, request_fields
 from downloader.net.response import Field
 from downloader.net.stream import Stream
-from downloader.net.tls import Handshakes, Peer, ResumptionFailed
+from downloader.net.tls import Handshakes, Peer, ResumptionFailed, Sessions
 from downloader.net.url import Origin, Url, UrlError
 from downloader.tasks import background
 
@@ -131,7 +131,8 @@ class Transport(httpx2.AsyncBaseTransport):
     def __init__(self, dialer: Dialer, *, tls: ssl.SSLContext, limits: NetLimits, max_idle: int) -> None:
         self.dialer = dialer
         self._tls = tls
-        self._handshakes = Handshakes()
+        self.sessions = Sessions()
+        self._handshakes = Handshakes(self.sessions)
         self._limits = limits
         self._max_idle = max_idle
         self._by_key: dict[_Key, list[Connection]] = {}
