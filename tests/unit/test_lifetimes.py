@@ -22,7 +22,7 @@ SCOPES = frozenset(
 )
 
 OWNERS = frozenset({"lifetimes.py", "tasks.py"})
-"""The only module in which a nursery or scope may enclose a `yield`."""
+"""The only modules in which a nursery or scope may enclose a `yield`."""
 
 
 def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
@@ -80,6 +80,20 @@ def test_no_nursery_or_scope_encloses_a_yield() -> None:
         for path in sorted(folder.rglob("*.py"))
         if path.name not in OWNERS
         for line in yields_in_scopes(path.read_text(encoding="utf-8"))
+    ]
+    assert places == []
+
+
+def test_no_object_has_a_nursery() -> None:
+    package = Path(downloader.__file__).parent
+    places = [
+        f"{path.relative_to(package.parent)}:{node.lineno}"
+        for folder in (package, package.with_name("downloader_plugins"))
+        for path in sorted(folder.rglob("*.py"))
+        for of_class in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(of_class, ast.ClassDef)
+        for node in of_class.body
+        if isinstance(node, ast.AnnAssign) and "Nursery" in ast.unparse(node.annotation)
     ]
     assert places == []
 

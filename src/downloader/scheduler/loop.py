@@ -92,7 +92,6 @@ class _Running:
     limits: Limits
     commit: GroupCommit[Settlement, Settled]
     held: Held
-    services: trio.Nursery
     room: Wake = field(default_factory=Wake)
     requests: LeaseRequests = field(default_factory=LeaseRequests)
     leased: Arrivals = field(default_factory=Arrivals)
@@ -119,6 +118,13 @@ class _Running:
             held.stop(self.stop.deadline)
         self.wake.set()
         self.room.set()
+
+
+WorkUnder = Callable[[_Running, HeldLease], Awaitable[Settlement | None]]
+"""Works under a lease; returns the settlement, if any."""
+
+Start = Callable[[HeldLease, WorkUnder], object]
+"""Starts a task for a lease."""
 
 
 async def run_work(
@@ -166,7 +172,6 @@ async def run_work(
                 linger_s=lambda: running.linger_s,
             ),
             held=held,
-            services=services,
         )
         stop.on_begin(running.stop_begins)
         services.start_soon(running.commit.run)
@@ -174,14 +179,18 @@ async def run_work(
         services.start_soon(sweep_leases, store, work.kind, work.lease_s, work.on_sweep)
         services.start_soon(_hand_back_hung, running)
         async with trio.open_nursery() as tasks:
+
+            def start(held: HeldLease, work_under: WorkUnder) -> None:
+                tasks.start_soon(_run_one, running, services, held, work_under)
+
             task_status.started()
             with guard():
-                await _lease(running, tasks)
-                await _take_unanswered(running, tasks)
+                await _lease(running, start)
+                await _take_unanswered(running, start)
         services.cancel_scope.cancel()
 
 
-async def _lease(running: _Running, tasks: trio.Nursery) -> None:
+async def _lease(running: _Running, start: Start) -> None:
     """Lease until the stop begins."""
     work = running.work
     backoff_s = BACKOFF_S
@@ -197,7 +206,7 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
             continue
         lingered = await _linger(running, more=look_s == 0)
         answered, look_s = await _take(
-            running, tasks, min(running.free, LEASE_BATCH), room=running.free, lingered=lingered
+            running, start, min(running.free, LEASE_BATCH), room=running.free, lingered=lingered
         )
         if not answered:
             await running.wake.wait_for(jittered(backoff_s))
@@ -209,7 +218,7 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
                 running.wake.set(SHARE_LOOK_S)
             await running.wake.wait_for(LOOK_S if look_s is None else min(look_s, LOOK_S))
     if work.leases_at_stop and running.free > 0:
-        await _take(running, tasks, min(running.free, LEASE_BATCH))
+        await _take(running, start, min(running.free, LEASE_BATCH))
     await _withdraw(running)
 
 
@@ -224,12 +233,12 @@ async def _linger(running: _Running, *, more: bool) -> bool:
     return False
 
 
-async def _take_unanswered(running: _Running, tasks: trio.Nursery) -> None:
+async def _take_unanswered(running: _Running, start: Start) -> None:
     """At a stop, ask again for the leases of a call whose answer was lost; the leases are handed back."""
     give_up_at = trio.current_time() + HAND_BACK_S
     answered = False
     while not answered and trio.current_time() < give_up_at:
-        answered, _ = await _take(running, tasks, 0)
+        answered, _ = await _take(running, start, 0)
         if not answered:
             await trio.sleep(jittered(BACKOFF_S))
 
@@ -243,7 +252,7 @@ async def _withdraw(running: _Running) -> None:
 
 
 async def _take(
-    running: _Running, tasks: trio.Nursery, count: int, room: int = 0, *, lingered: bool = False
+    running: _Running, start: Start, count: int, room: int = 0, *, lingered: bool = False
 ) -> tuple[bool, float | None]:
     """Lease and start up to `count` tasks.
 
@@ -280,7 +289,7 @@ async def _take(
             work_until=running.stop.deadline,
         )
         running.held[held] = None
-        tasks.start_soon(_run_one, running, held, _work if running.limits.enter(held) else _refuse)
+        start(held, _work if running.limits.enter(held) else _refuse)
     return True, batch.look_s
 
 
@@ -302,12 +311,11 @@ async def _wait_for_room(running: _Running) -> None:
             held.work.cancel()
 
 
-async def _run_one(
-    running: _Running,
-    held: HeldLease,
-    work: Callable[[_Running, HeldLease], Awaitable[Settlement | None]],
-) -> None:
-    """Work under a lease, settle and report, unless `_hand_back_hung` has reported already."""
+async def _run_one(running: _Running, services: trio.Nursery, held: HeldLease, work: WorkUnder) -> None:
+    """Work under a lease, settle and report, unless `_hand_back_hung` has reported already.
+
+    A settlement that the store has not answered in time is repeated in `services`, which a stop cancels.
+    """
     end = LeaseEnd.LOST
     try:
         held.settlement = await work(running, held)
@@ -320,7 +328,7 @@ async def _run_one(
         if held not in running.held:
             return
         if end is LeaseEnd.LOST and held.unanswered:
-            running.services.start_soon(_settle_late, running, held)
+            services.start_soon(_settle_late, running, held)
         else:
             _report(running, held, end, held.settlement)
     finally:
