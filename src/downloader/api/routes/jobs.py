@@ -310,25 +310,13 @@ async def _pages(
     Raises:
         Refused: 422, with the parameter at fault.
     """
-    start, end, cursor = query.since, query.until, query.cursor
-    if (start or end) and which in (Listed.PENDING, Listed.RUNNING, Listed.GROUP):
-        raise bad_query("since" if start else "until", "applies only to jobs whose download is over.")
+    cursor = query.cursor
+    if (query.since or query.until) and which in (Listed.PENDING, Listed.RUNNING, Listed.GROUP):
+        raise bad_query("since" if query.since else "until", "applies only to jobs whose download is over.")
     if which is Listed.PENDING and not query.aggr_id:
         raise bad_query("aggr_id", "is required for pending jobs, which are listed by aggregation.")
-    visible, ends = visible_jobs(query), trio.current_time() + search_s
-
-    def matches(job: ListedJob) -> bool:
-        return (
-            visible(job.aggr_id)
-            and state in ("", job.state)
-            and callback in ("", job.callback)
-            and query.error_code in ("", job.error_code)
-            and query.destination in ("", job.destination)
-            and query.group in ("", job.group)
-            and (not query.tags or not query.tags.isdisjoint(job.tags))
-            and (start is end is None or _ended_between(job, callback, start, end))
-        )
-
+    ends = trio.current_time() + search_s
+    matches = _matching(query, state=state, callback=callback)
     while True:
         try:
             listed = query.group if which is Listed.GROUP else query.aggr_id
@@ -345,6 +333,26 @@ def visible_jobs(query: AggregationFilter) -> Callable[[str], bool]:
     """A filter for names of aggregations: visible to the caller, and matching the query."""
     allows, part = visible_aggregations(), query.q.casefold()
     return lambda name: query.aggr_id in ("", name) and part in name.casefold() and allows(name)
+
+
+def _matching(query: JobFilter, *, state: str, callback: str) -> Callable[[ListedJob], bool]:
+    """A filter for the rows of a list: visible to the caller, in these states, and matching the query."""
+    visible = visible_jobs(query)
+    start, end = query.since, query.until
+
+    def matches(job: ListedJob) -> bool:
+        return (
+            visible(job.aggr_id)
+            and state in ("", job.state)
+            and callback in ("", job.callback)
+            and query.error_code in ("", job.error_code)
+            and query.destination in ("", job.destination)
+            and query.group in ("", job.group)
+            and (not query.tags or not query.tags.isdisjoint(job.tags))
+            and (start is end is None or _ended_between(job, callback, start, end))
+        )
+
+    return matches
 
 
 def _ended_between(job: ListedJob, callback: str, start: datetime | None, end: datetime | None) -> bool:
