@@ -169,7 +169,7 @@ def patch(page: str, aggr_id: str, **changes: object) -> None:
 
 def look(browser: Browser, page: str, out: Path, name: str, *, dark: bool, width: int) -> None:
     context = browser.new_context(
-        viewport={"width": width, "height": 1000 if width > 800 else 900},
+        viewport={"width": width, "height": 1500 if width > 800 else 900},
         color_scheme="dark" if dark else "light",
         reduced_motion="reduce",
         device_scale_factor=1 if width > 800 else 2,

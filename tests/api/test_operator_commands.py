@@ -77,6 +77,16 @@ async def test_submit_with_a_priority(run: Run) -> None:
     assert document["priority"] == 7
 
 
+async def test_a_job_that_waits_says_what_its_aggregation_waits_for(run: Run, api: Served) -> None:
+    [row] = (await run("submit", "https://h/1", "--aggr-id", "h", "--json")).json_lines()
+    assert "  aggregation  h (waits: no processor runs)\n" in (await run("job", row["id"])).out
+    assert (await run("pause", "h")).status == 0
+    assert "  aggregation  h (paused)\n" in (await run("job", row["id"])).out
+    assert (await run("resume", "h")).status == 0
+    await end_all(api.store, GONE)
+    assert "  aggregation     h\n" in (await run("job", row["id"])).out
+
+
 async def test_refused_jobs_as_json(run: Run) -> None:
     ran = await run("submit", "ftp://h/x", "--json", *HTTP)
     [row] = ran.json_lines()
@@ -244,7 +254,7 @@ async def test_jobs(run: Run, api: Served, monkeypatch: pytest.MonkeyPatch) -> N
     assert ran.status == 0
     assert columns[:5] == [rows[0]["id"], "pending", "", "", "h"]
     assert columns[5:] == ["", "", "", "https://h/1"]
-    gone = CallbackOutcome(verdict=Verdict.FAILED, error="answered 500\t" * 9)
+    gone = CallbackOutcome(verdict=Verdict.FAILED, error="Received Status code 500\t" * 9)
     await end_all(api.store, GONE, callback=gone)
     found = (await run("jobs", "--callback", "failed", "--since", "2026-01-01", "--json")).json_lines()
     assert {each["id"] for each in found} == {row["id"] for row in rows}
@@ -266,6 +276,7 @@ async def test_jobs(run: Run, api: Served, monkeypatch: pytest.MonkeyPatch) -> N
     await run("jobs", "--state", "cancelled")
     head, *table, nothing = terminal.getvalue().splitlines()
     assert head.split() == ["job", "state", "callback", "ended", "aggregation", "error"]
+    assert all(" 500\\tRec" in line for line in table)
     assert sorted(line.split()[0] for line in table) == sorted(row["id"] for row in rows)
     assert all(len(line) <= 80 and line[47:].startswith(("h ", "long.long")) for line in table)
     assert nothing == "no such jobs"

@@ -62,7 +62,9 @@ def test_it_fits_the_screen() -> None:
     for part in ("store ok", "1h 1m", "kafka: no broker", "h\\x1b[31m", "1,234  paused", "more", "37,020"):
         assert part in text
     assert "a29" not in text
-    assert "a29" in "\n".join(shown(snapshot(), height=None))
+    head, *rest = shown(snapshot(), height=None)
+    assert "a29" in "\n".join(rest)
+    assert ("q quits" in lines[0], "q quits" in head) == (True, False)
 
 
 def test_a_long_name_leaves_room_for_the_numbers() -> None:
@@ -75,6 +77,26 @@ def test_an_aggregation_without_jobs_has_no_limit() -> None:
     rows = [{"aggr_id": "xxx", "in_flight": 0, "limit": 1, "pending": 0, "paused": True}]
     [row] = [line for line in shown(snapshot(aggregations=rows)) if line.startswith("xxx")]
     assert row.split()[1:] == ["0", "0", "paused"]
+
+
+def test_a_limit_that_an_operator_has_set_is_shown_without_jobs() -> None:
+    [row] = [line for line in shown(snapshot(aggregations=[{"aggr_id": "xxx", "limit": 7}])) if "xxx" in line]
+    assert row.split() == ["xxx", "0", "7", "0"]
+
+
+def test_destinations_whose_callbacks_wait_are_named() -> None:
+    due = datetime.fromtimestamp(time.time() + 90.4, UTC).isoformat()
+    destinations = [
+        {"destination": "http http://a\x1b", "pending": 1234, "in_flight": 0, "limit": 1, "due_at": due},
+        *({"destination": f"kafka {topic}", "pending": 3, "due_at": None} for topic in "bcd"),
+    ]
+    lines = shown(snapshot(waiting={"callbacks": {"pending": 1243, "destinations": destinations}}))
+    assert [line for line in lines if "callbacks wait" in line] == [
+        "1,234 callbacks wait for http http://a\\x1b, next attempt in 90 s",
+        "3 callbacks wait for kafka b",
+        "3 callbacks wait for kafka c",
+    ]
+    assert len(lines) <= 24
 
 
 def test_the_rows_that_are_left_out_are_counted() -> None:

@@ -113,6 +113,7 @@ async def test_a_job_is_found_by_its_id_and_cancelled(browse: Browse, page_url: 
         page.keyboard.press("Enter")
         dialog = page.get_by_role("dialog", name=f"Job {spec.id}")
         expect(dialog.locator("#job-state")).to_contain_text("It waits")
+        expect(dialog.locator("#job-why")).to_have_text("· waiting, no processor runs")
         expect(dialog.locator("#job-story li").last).to_contain_text("Download is due")
         dialog.get_by_role("button", name="Cancel the job").press("Enter")
         expect(page.get_by_role("dialog", name="Cancel this job?")).to_be_visible()

@@ -156,7 +156,7 @@ def _wrong_usage(error: CycloptsError) -> str:
     if isinstance(error, UnusedCliTokensError):
         text = f"Unexpected argument: {' '.join(error.unused_tokens or ())}."
     command = " ".join(["downloader", *(error.command_chain or ())])
-    return f"{text} (see {command} --help)"
+    return f"{text.rstrip('.')} (see {command} --help)"
 
 
 def _end_at_sigterm() -> None:

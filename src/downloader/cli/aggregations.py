@@ -165,6 +165,11 @@ def _has_limit(aggregation: Aggregation) -> bool:
     return aggregation.in_flight + aggregation.pending > 0 or "limit" in aggregation.overridden
 
 
+def described(aggregation: Aggregation) -> str:
+    """The state of an aggregation, with the reason of a cooldown; empty if there is nothing to tell."""
+    return f"{_state(aggregation)} {aggregation.cooling_reason}".strip()
+
+
 def _state(aggregation: Aggregation) -> str:
     if aggregation.paused:
         return "paused"
@@ -179,8 +184,8 @@ def _state(aggregation: Aggregation) -> str:
 
 
 def _rows(aggregation: Aggregation) -> Iterator[tuple[str, str]]:
-    if state := _state(aggregation):
-        yield "state", f"{state} {aggregation.cooling_reason}".rstrip()
+    if state := described(aggregation):
+        yield "state", state
     yield "in flight", str(aggregation.in_flight)
     yield "pending", str(aggregation.pending)
     for name, unit in UNITS.items():

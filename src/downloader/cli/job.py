@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from downloader.cli.aggregations import described
 from downloader.cli.options import (
     LOCAL,
     NO_FILTERS,
@@ -63,7 +64,8 @@ def job(
         for job in _changes(client, job_id) if watch else (client.job(job_id),):
             over = job.ended and (job.callback is None or job.callback.ended)
             if json_ or over or not watch:
-                write_result(job, f"{job.id} {job.state}", _rows(job), as_json=json_)
+                why = "" if json_ else _why_it_waits(client, job)
+                write_result(job, f"{job.id} {job.state}", _rows(job, why), as_json=json_)
             else:
                 write(f"{datetime.now().astimezone():%H:%M:%S} {' '.join(_summary(job))}")
         succeeded.append(job.succeeded)
@@ -111,8 +113,24 @@ def _summary(job: Job) -> list[str]:
     return words
 
 
-def _rows(job: Job) -> Iterator[tuple[str, str]]:
-    yield from details(job, url="url", aggr_id="aggregation", created_at="created", due_at="due")
+def _why_it_waits(client: Client, job: Job) -> str:
+    """The state of the aggregation of a job that is due; empty for any other job."""
+    from downloader.client import ApiProblem
+
+    if job.state != "pending" or (job.due_at is not None and job.due_at > datetime.now(UTC)):
+        return ""
+    try:
+        return described(client.aggregation(job.aggr_id))
+    except ApiProblem as error:
+        if error.status == HTTPStatus.NOT_FOUND:  # the job has ended meanwhile
+            return ""
+        raise
+
+
+def _rows(job: Job, why: str) -> Iterator[tuple[str, str]]:
+    yield from details(job, url="url")
+    yield "aggregation", f"{job.aggr_id} ({why})" if why else job.aggr_id
+    yield from details(job, created_at="created", due_at="due")
     yield from details(job, finished_at="ended")
     yield "attempts", str(job.attempts)
     yield from _duration("took", job)

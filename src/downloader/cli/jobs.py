@@ -38,6 +38,9 @@ missed."""
 FOLLOWED = 10
 """Jobs of the past that `--follow` begins with, like `tail -f`."""
 
+STATUS_PREFIX = "Received Status code "
+"""Left out of the table of a terminal, where it would push the status out of a narrow column."""
+
 WIDE, VERY_WIDE = 110, 160
 """Columns of a terminal that has room for URLs beside errors, and for all."""
 
@@ -172,6 +175,7 @@ def _list(rows: Sequence[ListedJob], *, head: bool) -> None:
         table.add_column(name, width=width, ratio=ratio, no_wrap=True)
     for job, row in zip(rows, cells, strict=True):
         # Without year and seconds.
+        row[5] = job.error.removeprefix(STATUS_PREFIX)
         row[3] = decimal(job.progress.received) if job.progress else local_time(job.finished_at)[5:16]
     print_rows(table, [[row[cell] for _, cell, _, _ in columns] for row in cells])
 

@@ -22,6 +22,9 @@ WINDOW_S = 20.0
 INSTANCES = 8
 """Most instances shown on a screen."""
 
+DESTINATIONS = 3
+"""Most destinations of callbacks shown; the service lists those with the most callbacks first."""
+
 _FLOW = {
     "pending": 0,
     "in flight": 0,
@@ -85,12 +88,14 @@ def view(
     """
     instances = state.get("instances", [])
     shown = instances if height is None else instances[:INSTANCES]
-    lines = [*_troubles(state), *_backlog(state, rates)]
-    room = None if height is None else max(1, height - _FIXED_LINES - len(lines) - len(shown))
+    lines, destinations = [*_troubles(state), *_backlog(state, rates)], _destinations(state)
+    used = _FIXED_LINES + len(lines) + len(destinations) + len(shown)
+    room = None if height is None else max(1, height - used)
     return Group(
-        _head(state, title, problem),
+        _head(state, title, problem).append("" if height is None else "  q quits", "dim"),
         *lines,
         _flow(state, rates, width),
+        *destinations,
         Text(),
         _instances(shown, width, more=len(instances) - len(shown) + state.get("more_instances", 0)),
         Text(),
@@ -109,7 +114,7 @@ def _head(state: Mapping[str, Any], title: str, problem: str) -> Text:
         line.append("  all aggregations are paused", "bold yellow")
     else:
         line.append("  store ok", "green")
-    return line.append("  q quits", "dim")
+    return line
 
 
 def _troubles(state: Mapping[str, Any]) -> Sequence[Text]:
@@ -167,6 +172,19 @@ def _flow(state: Mapping[str, Any], rates: Rates, width: int) -> Table:
     return table
 
 
+def _destinations(state: Mapping[str, Any]) -> Sequence[Text]:
+    """A line for each destination whose callbacks wait."""
+    waiting = (state.get("waiting") or {}).get("callbacks") or {}
+    lines = []
+    for row in waiting.get("destinations", ())[:DESTINATIONS]:
+        line = f"{row.get('pending', 0):,} callbacks wait for {row.get('destination', '')}"
+        due = row.get("due_at")
+        if due and (seconds := round(datetime.fromisoformat(due).timestamp() - time.time())) > 0:
+            line += f", next attempt in {seconds} s"
+        lines.append(Text(escape(line), "yellow", overflow="ellipsis", no_wrap=True))
+    return lines
+
+
 def _number(value: int | None) -> str:
     return "" if value is None else f"{value:,}"
 
@@ -216,8 +234,8 @@ def _aggregations(state: Mapping[str, Any], room: int | None, width: int) -> Ren
         cells: dict[str, RenderableType] = {
             name: f"{row.get(name.replace(' ', '_'), 0):,}" for name in ("in flight", "limit", "pending")
         }
-        if not row.get("in_flight", 0) + row.get("pending", 0):
-            cells["limit"] = ""  # it says 1 also if none is set
+        if row.get("limit") == 1 and not row.get("in_flight", 0) + row.get("pending", 0):
+            cells["limit"] = ""  # it is 1 also if none is set
         cells["aggregation"] = Text(escape(str(row.get("aggr_id", ""))))
         cells["state"] = Text(_state(row), "yellow")
         _add(table, cells)

@@ -3,13 +3,14 @@
 import { call } from "./api.js";
 import { act, confirm } from "./dialogs.js";
 import { $, list, make, setForeign, setText } from "./dom.js";
-import { bytes, duration, full, plural, seconds } from "./words.js";
+import { aggregationState, bytes, duration, full, plural, seconds } from "./words.js";
 
 const LOOK_MS = 1_000;
 
 const dialog = $("job");
 let id = "";
 let job = null;
+let why = "";
 
 const STATES = {
   pending: "waits",
@@ -119,6 +120,7 @@ function show() {
   const wait = state === "pending" && job.due_at && later(job.due_at) ? `, until ${full.format(new Date(job.due_at))}` : "";
   setText($("job-state"), `It ${STATES[state] ?? state}${wait}; ${plural(job.attempts, "attempt", "attempts")}${age(job)}.`);
   setForeign($("job-aggregation"), job.aggr_id);
+  setForeign($("job-why"), why);
   showStory(story(job).map((event, index) => [`${index} ${event.title}`, event]));
   showCourse(job);
   const url = job.download_url;
@@ -133,12 +135,24 @@ function age(found) {
   return found.created_at ? `, submitted ${duration(Date.now() - new Date(found.created_at))} ago` : "";
 }
 
+// What its aggregation does, if the job is due and waits.
+async function whyItWaits(found) {
+  if (found.state !== "pending" || later(found.due_at)) return "";
+  try {
+    const { word, more } = aggregationState(await call("GET", `aggregations/${encodeURIComponent(found.aggr_id)}`));
+    return `· ${[word, more].filter(Boolean).join(", ")}`;
+  } catch {
+    return ""; // the job has ended meanwhile
+  }
+}
+
 async function look() {
   const wanted = id;
   try {
     const found = await call("GET", `jobs/${encodeURIComponent(wanted)}`);
+    const reason = await whyItWaits(found);
     if (wanted !== id) return;
-    job = found;
+    [job, why] = [found, reason];
     show();
   } catch (problem) {
     if (wanted !== id) return;
