@@ -21,7 +21,7 @@ from downloader.observe import Counters, Event, get_logger
 from downloader.scheduler import Held, Stop, Wake, Work, run_work
 from downloader.service import predecessor
 from downloader.service.instance import RESERVE, Instance, own_limits, shared_settings
-from downloader.service.starts import Starts
+from downloader.service.start_rates import Starts
 from downloader.service.work import Callbacks, Downloads, delivery_timeout_s
 from downloader.store import JobStore
 from downloader.tasks import background

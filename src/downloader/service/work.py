@@ -29,7 +29,7 @@ from downloader.observe import Counters, Event, SpanKind, Traces, get_logger
 from downloader.scheduler import Delete, LeaseEnd, StillOurs, Work, delete_file
 from downloader.service.instance import SEALED
 from downloader.service.predecessor import Workers
-from downloader.service.starts import Starts
+from downloader.service.start_rates import Starts
 from downloader.store import CallbackPlan, Settlement, limit_of_shard
 
 log = get_logger()

@@ -16,7 +16,7 @@ from downloader.model import JobSpec, State
 from downloader.signals import failpoint
 from downloader.store import codec
 from downloader.store.client import StoreClient
-from downloader.store.memory import MemoryMark
+from downloader.store.memory_mark import MemoryMark
 from downloader.store.reader import StoreReader
 from downloader.store.sealing import Sealer
 from downloader.store.values import CallbackPlan, Listed

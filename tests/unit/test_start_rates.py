@@ -10,7 +10,7 @@ import trio.testing
 
 from downloader.ids import new_id
 from downloader.model import Cooldown, JobSpec, Kind, Lease, Outcome, StartRate, Verdict
-from downloader.service.starts import FORGET_AT, Starts
+from downloader.service.start_rates import FORGET_AT, Starts
 
 DONE = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
 REFUSED = Outcome(
