@@ -1,8 +1,8 @@
 """Send and receive on connected sockets, with less than half of the CPU of `trio.SocketStream`.
 
 The methods of `SocketStream` enter two contexts per call, and let all other tasks run at each call, even if
-the call has waited. `receive` here lets them run once per call, `send` only if the call must wait: after a
-response the caller waits for the next request anyway.
+the call has waited. `receive` here lets them run once per call, before the read, `send` only if the call
+must wait: after a response the caller waits for the next request anyway.
 """
 
 from __future__ import annotations
@@ -14,20 +14,16 @@ import trio
 
 async def receive(stream: trio.SocketStream, max_bytes: int) -> bytes:
     """See `SocketStream.receive_some`."""
-    await trio.lowlevel.checkpoint_if_cancelled()
-    has_waited = False
+    # A peer that sends without a pause must not keep all other tasks waiting. They run before the read,
+    # because what the peer sends meanwhile is read at once: a read that fails, and a wait, cost more.
+    await trio.lowlevel.checkpoint()
     while True:
         try:
-            data = os.read(stream.socket.fileno(), max_bytes)
+            return os.read(stream.socket.fileno(), max_bytes)
         except BlockingIOError:
             await trio.lowlevel.wait_readable(stream.socket.fileno())
-            has_waited = True
         except OSError as exc:
             raise _error(stream, exc) from exc
-        else:
-            if not has_waited:  # a peer that sends without a pause must not keep all other tasks waiting
-                await trio.lowlevel.cancel_shielded_checkpoint()
-            return data
 
 
 def send_now(stream: trio.SocketStream, data: bytes | memoryview) -> int:
