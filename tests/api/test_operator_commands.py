@@ -78,10 +78,15 @@ async def test_submit_with_a_priority(run: Run) -> None:
 
 
 async def test_a_job_that_waits_says_what_its_aggregation_waits_for(run: Run, api: Served) -> None:
+    moment = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
+    soon = ("--aggr-id", "h", "-F", f"not_before={moment}", "--json")
+    [later] = (await run("submit", "https://h/2", *soon)).json_lines()
+    assert "  aggregation  h\n" in (await run("job", later["id"])).out
     [row] = (await run("submit", "https://h/1", "--aggr-id", "h", "--json")).json_lines()
     assert "  aggregation  h (waits: no processor runs)\n" in (await run("job", row["id"])).out
     assert (await run("pause", "h")).status == 0
-    assert "  aggregation  h (paused)\n" in (await run("job", row["id"])).out
+    for each in (row, later):
+        assert "  aggregation  h (paused)\n" in (await run("job", each["id"])).out
     assert (await run("resume", "h")).status == 0
     await end_all(api.store, GONE)
     assert "  aggregation     h\n" in (await run("job", row["id"])).out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,17 +114,18 @@ def _summary(job: Job) -> list[str]:
 
 
 def _why_it_waits(client: Client, job: Job) -> str:
-    """The state of the aggregation of a job that is due; empty for any other job."""
+    """The state of a pending job's aggregation; empty if that only waits until jobs are due."""
     from downloader.client import ApiProblem
 
-    if job.state != "pending" or (job.due_at is not None and job.due_at > datetime.now(UTC)):
+    if job.state != "pending":
         return ""
     try:
-        return described(client.aggregation(job.aggr_id))
+        aggregation = client.aggregation(job.aggr_id)
     except ApiProblem as error:
         if error.status == HTTPStatus.NOT_FOUND:  # the job has ended meanwhile
             return ""
         raise
+    return "" if aggregation.state == "scheduled" else described(aggregation)
 
 
 def _rows(job: Job, why: str) -> Iterator[tuple[str, str]]:

@@ -135,12 +135,13 @@ function age(found) {
   return found.created_at ? `, submitted ${duration(Date.now() - new Date(found.created_at))} ago` : "";
 }
 
-// What its aggregation does, if the job is due and waits.
+// What holds its aggregation, if the job waits; its own time is in the story.
 async function whyItWaits(found) {
-  if (found.state !== "pending" || later(found.due_at)) return "";
+  if (found.state !== "pending") return "";
   try {
-    const { word, more } = aggregationState(await call("GET", `aggregations/${encodeURIComponent(found.aggr_id)}`));
-    return `· ${[word, more].filter(Boolean).join(", ")}`;
+    const aggregation = await call("GET", `aggregations/${encodeURIComponent(found.aggr_id)}`);
+    const { word, more } = aggregationState(aggregation);
+    return aggregation.state === "scheduled" ? "" : `· ${[word, more].filter(Boolean).join(", ")}`;
   } catch {
     return ""; // the job has ended meanwhile
   }
