@@ -60,6 +60,13 @@ async def test_a_list_for_google(run: Run, api: Served) -> None:
     assert third["size"] == 0
 
 
+async def test_a_text_in_a_flag_keeps_its_quotes_and_digits(run: Run, api: Served) -> None:
+    flags = ["-F", 'if_none_match="33a64df5"', "-F", "group=17", "-F", "max_retries=5", "-F", 'tags=["x"]']
+    [job] = await submitted(run, api, "https://h/1\n", *flags)
+    assert (job["if_none_match"], job["group"], job["max_retries"]) == ('"33a64df5"', "17", 5)
+    assert job["tags"] == ["x"]
+
+
 @pytest.mark.parametrize("first", ["https://h/a,b", "https://h/url"])
 async def test_a_url_begins_no_table(run: Run, api: Served, first: str) -> None:
     jobs = await submitted(run, api, f"{first}\nhttps://h/2,c\n")

@@ -24,6 +24,9 @@ GOOGLE = "TsvHttpData-1.0"
 """First line of a URL list for Google's Storage Transfer Service. Further lines have a URL and, if known, the
 size in bytes and the MD5 in base64, with tabs between them."""
 
+TEXT = "string"
+"""JSON type of a field whose value is written without quotes."""
+
 MD5_DIGITS = 32
 
 SHOWN_CHARS = 80
@@ -91,9 +94,15 @@ def _table(first: str, lines: Iterator[str]) -> tuple[Reader, ReadCells] | None:
         return None
     if "url" not in columns:
         return None
-    fields = TypeAdapter(DownloadRequest).json_schema()["properties"]
-    types = [fields.get(column, {}).get("type", "string") for column in columns]
+    known = field_types()
+    types = [known.get(column, TEXT) for column in columns]
     return csv.reader(lines, delimiter=delimiter, strict=True), partial(_read_cells, columns, types)
+
+
+def field_types() -> Mapping[str, str]:
+    """The JSON type of each field of a job; `TEXT` for a field with several types."""
+    fields = TypeAdapter(DownloadRequest).json_schema()["properties"]
+    return {name: schema.get("type", TEXT) for name, schema in fields.items()}
 
 
 def _read_table(
@@ -135,7 +144,7 @@ def _read_cells(columns: Sequence[str], types: Sequence[str], cells: Sequence[st
 
 def _value(type_: str, cell: str) -> Any:
     """The value of a cell of this JSON type; a text is written without quotes, a list with commas."""
-    if type_ == "string":
+    if type_ == TEXT:
         return cell
     if type_ == "array":
         return [part.strip() for part in cell.split(",")]

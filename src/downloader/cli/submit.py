@@ -44,7 +44,7 @@ class JobFlags:
     field: Annotated[
         tuple[str, ...], Parameter(name=["--field", "-F"], show_default=False, allow_leading_hyphen=True)
     ] = ()
-    """Another field of the jobs, as NAME=VALUE; a VALUE in JSON, or a string."""
+    """Another field of the jobs, as NAME=VALUE; a text as it is, any other VALUE in JSON."""
 
     def fields(self) -> dict[str, Any]:
         """The fields of a job other than URL and aggregation.
@@ -140,9 +140,13 @@ def submit(
 
 
 def _field(text: str) -> tuple[str, Any]:
+    from downloader.cli.lists import TEXT, field_types
+
     name, mark, value = text.partition("=")
     if not mark or not name:
         raise ConfigError(f"--field {text}: must be NAME=VALUE")
+    if field_types().get(name, TEXT) == TEXT:  # an ETag is JSON too, but its quotes are part of it
+        return name, value
     try:
         return name, json.loads(value)
     except ValueError:
