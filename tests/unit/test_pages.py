@@ -7,12 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from downloader.api import fields, parse
 from downloader.api.problems import CODES
 from downloader.config.read import known_keys
 from downloader.model import ErrorCode, State
 from downloader.observe import Event
+from downloader.wire import Job, JobFile, JobResponse
 
 ROOT = Path(__file__).parents[2]
 API = Path(fields.__file__).parent
@@ -62,6 +64,12 @@ def test_each_reason_of_a_failed_download_has_a_remedy() -> None:
 @pytest.mark.parametrize("state", State)
 def test_each_state_is_on_the_api_page(state: str) -> None:
     assert f"`{state}`" in page("api/jobs.md")
+
+
+@pytest.mark.parametrize("model", [Job, JobFile, JobResponse])
+def test_each_field_of_a_job_is_on_the_api_page(model: type[BaseModel]) -> None:
+    table = page("api/jobs.md").partition("\n## DELETE")[0]
+    assert {name for name in model.model_fields if f"`{name}`" not in table} == set()
 
 
 def test_pages_name_no_key_that_does_not_exist() -> None:
