@@ -420,6 +420,8 @@ def test_refused(changes: dict[str, Any], code: str, field: str) -> None:
         (NO_CALLBACK, 'callback_type is required, or "none" if there is to be no callback'),
         ({"callback_type": "pigeon"}, "callback_type is not a backend that is configured here: http, k"),
         ({"url": "example.org/a"}, "url is not an absolute URL: https:// or"),
+        ({"tags": [str(n) for n in range(9)]}, "tags should have at most 8 items"),
+        ({"user_agent": "x" * 1025}, "user_agent should have at most 1024 characters"),
     ],
 )
 def test_a_refusal_says_what_to_write_instead(changes: dict[str, Any], words: str) -> None:

@@ -322,5 +322,6 @@ def refusal(error: ValidationError) -> Refused:
 def _fault(error: ErrorDetails) -> Fault:
     """An error of pydantic, without the value."""
     code = _CODES.get(error["type"], error["type"])
-    detail = _DETAILS.get(code) or error["msg"].replace("Input ", "").replace("None", "null")
+    _, should, rule = error["msg"].partition("should")  # before it stands what the value is: Input, List
+    detail = _DETAILS.get(code) or (should + rule or error["msg"]).replace("None", "null")
     return fault_in(str(error["loc"][0]), code, detail)
