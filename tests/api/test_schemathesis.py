@@ -114,8 +114,8 @@ def attempt(
 def make_likely(case: AnyCase, data: st.DataObject, known: Mapping[str, Sequence[str]]) -> None:
     """Ask for what there is, and send a job that is accepted, in most cases.
 
-    Of the generated fields such a job has a few: with all of them, one is nearly always refused by a rule that
-    the document cannot express.
+    Of the generated fields such a job has a few: with all of them, one is nearly always refused by a rule
+    that the document cannot express.
     """
     for name in case.path_parameters or {}:
         if name in known:
