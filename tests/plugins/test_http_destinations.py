@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -194,8 +194,19 @@ async def test_a_silent_receiver_of_batches_bounds_all_waits(receiver: Receiver)
     async with opened(section(wanted)) as notifier:
         results = await delivered(notifier, receiver.url(), payloads(12))
     reasons = {result.reason for result in results if isinstance(result, RetryLater)}
-    assert reasons == {"no answer within 0.1 s", "no batch was delivered within 0.21 s"}
+    assert reasons == {"no answer within 0.1 s", "the batches ahead took too long"}
     assert len(receiver.requests) <= 3
+
+
+async def test_only_those_of_a_batch_that_have_waited_too_long_are_not_sent(receiver: Receiver) -> None:
+    old, new = payloads(2)
+    now = trio.current_time()
+    async with opened(section({"match": receiver.url(""), "batch": 2})) as notifier:
+        send = cast("Any", notifier).send_batch
+        results = await send([(receiver.url(), old, now - 1), (receiver.url(), new, now + 60)])
+    assert results == [RetryLater("the batches ahead took too long"), Delivered()]
+    [(_, _, body)] = receiver.requests
+    assert ids(body) == [new.job_id]
 
 
 async def test_a_response_that_is_cut_short_accepts_nothing(receiver: Receiver) -> None:

@@ -59,7 +59,8 @@ class DestinationSettings(_Section, frozen=True):
     format: Literal["plain", "cloudevents"] = "plain"
     """`cloudevents`: with the `ce-*` headers of CloudEvents 1.0 (binary mode); the body is the same."""
     batch: int = Field(default=1, ge=1, le=MAX_BATCH)
-    """Most callbacks in one request. More than 1: the body is a JSON array of payloads."""
+    """Most callbacks in one request, never more than `concurrency`. More than 1: the body is a JSON array of
+    payloads."""
     batch_wait: float = Field(default=0.0, ge=0, le=MAX_WAIT_S, allow_inf_nan=False)
     """Seconds for which a batch waits for more callbacks."""
     concurrency: int | None = Field(default=None, ge=1)
