@@ -184,6 +184,7 @@ async def test_a_large_chunked_body(api: Served) -> None:
         ({"Origin": "http://localhost"}, 403),
         ({"Origin": "null"}, 403),
         ({"Origin": ""}, 403),
+        ({"Origin": "null", "Host": ""}, 403),
     ],
     ids=str,
 )

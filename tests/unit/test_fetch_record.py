@@ -16,6 +16,8 @@ from downloader.oneshot import FetchResult
 
 URL = "http://h/a.txt"
 
+WRONG_TYPES = json.dumps({"url": [], "name": "a", "size": 1, "sha256": "", "mime_type": "", "mtime_ns": 1})
+
 
 @pytest.fixture
 def output(tmp_path: Path) -> Iterator[OutputFolder]:
@@ -76,7 +78,7 @@ def test_a_truncated_line_affects_no_other(output: OutputFolder, file: Path) -> 
     assert intact(output, "http://h/b.txt")
 
 
-@pytest.mark.parametrize("line", ["7", "null", "{}", "[]", "\udcff", "[" * 9999])
+@pytest.mark.parametrize("line", ["7", "null", "{}", "[]", "\udcff", "[" * 9999, WRONG_TYPES])
 def test_an_invalid_line_is_ignored(output: OutputFolder, file: Path, line: str) -> None:
     with output.record.open("ab") as record:
         record.write(line.encode(errors="surrogateescape") + b"\n")

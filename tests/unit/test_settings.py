@@ -247,7 +247,11 @@ def test_unrelated_variables_do_not_prevent_a_start() -> None:
             "[redis]\ncluster = true\nsentinel = {master='m', nodes=['h:1']}",
             "redis: sentinel and cluster exclude each other",
         ),
-        ("[redis]\nsentinel = {master='m', nodes=['h']}", "redis.sentinel.nodes[0]: 'h' is not host:port"),
+        ("[redis]\nsentinel = {master='m', nodes=['h']}", "redis.sentinel.nodes[0] must be host:port"),
+        (
+            "[redis]\nsentinel = {master='m', nodes=['redis://:secret@h:1']}",
+            "redis.sentinel.nodes[0] must be host:port",
+        ),
         ("[redis]\nsentinel = {nodes=['h:1']}", "redis.sentinel.master is missing"),
         ("[processor]\nlease = 7", "processor.lease must be more than 1.5 times redis.timeout"),
         ("[notifier]\nlease = 7", "notifier.lease must be more than 1.5 times redis.timeout"),

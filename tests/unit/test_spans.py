@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any, NoReturn
@@ -74,6 +75,17 @@ async def test_an_exporter_that_is_not_installed(
     printed = "".join(capfd.readouterr())
     assert "traces.unavailable" in printed
     assert "pigeon" in printed
+
+
+@pytest.mark.slow
+async def test_an_exporter_that_is_not_installed_leaves_no_thread_of_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console,pigeon")
+    threads = set(threading.enumerate())
+    async with open_traces(instance="i", version="1", flush_s=1) as traces:
+        assert traces is None
+        assert set(threading.enumerate()) == threads
 
 
 @pytest.mark.slow

@@ -63,11 +63,11 @@ def check_page(headers: Mapping[bytes, bytes]) -> None:
 
 
 def _is_foreign(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether `Origin` names another host than `Host`."""
-    origin = headers.get(b"origin")
-    return origin is not None and (
-        origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower() or origin == b""
-    )
+    """Whether there is an `Origin` with another host than `Host`, or without one, such as `null`."""
+    if (origin := headers.get(b"origin")) is None:
+        return False
+    host = origin.partition(b"://")[2].lower()
+    return not host or host != headers.get(b"host", b"").lower()
 
 
 def _refuse(code: str, **members: Any) -> NoReturn:

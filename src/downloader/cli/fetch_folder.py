@@ -197,7 +197,9 @@ class Complete:
     """Time of the last change of the file, as of the record."""
 
 
-_FIELDS = [field.name for field in fields(Complete)]
+_TYPES: dict[str, type] = {"size": int, "mtime_ns": int}
+_FIELDS = {field.name: _TYPES.get(field.name, str) for field in fields(Complete)}
+"""The type of each field."""
 
 
 def _complete(line: bytes) -> Complete | None:
@@ -207,7 +209,8 @@ def _complete(line: bytes) -> Complete | None:
         name = values["name"]
         if name != Path(name).name or name in ("", "..") or b"\0" in os.fsencode(name):
             return None
-        return Complete(**{field: values[field] for field in _FIELDS})
+        row = {field: values[field] for field in _FIELDS}
+        return Complete(**row) if all(type(row[field]) is kind for field, kind in _FIELDS.items()) else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 

@@ -1,6 +1,6 @@
 """Types of the values of settings, with bounds and checks.
 
-A check raises `ValueError`; the message does not repeat the value.
+A check raises `ValueError`; the message does not repeat the value, only the name of a header.
 """
 
 from __future__ import annotations
@@ -76,8 +76,10 @@ def _redis_url(url: str) -> str:
 
 def _node(node: str) -> str:
     host, _, port = node.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) <= 65535:  # noqa: PLR2004 - TCP's
-        raise ValueError(f"{node!r} is not host:port")
+    is_port = port.isascii() and port.isdigit() and 0 < int(port) <= 65535  # noqa: PLR2004 - TCP's
+    # A URL may contain a password, and errors of the connection name the host.
+    if not host or "/" in host or "@" in host or not is_port:
+        raise ValueError("must be host:port")
     return node
 
 

@@ -94,15 +94,18 @@ _JSON_DEPTH = 251
 def _judge_json(data: bytes, *, cut: bool) -> str | None:
     """The type of one or several arrays or objects in JSON; `None` for anything else.
 
-    With `cut`, the data is only the head of a file, and an incomplete value need only consist of JSON tokens.
+    Of several values only the first two are examined; both must be arrays, or both objects. With `cut`, the
+    data is only the head of a file, and an incomplete value need only consist of JSON tokens.
     """
     text = data.lstrip()
     if text[:1] not in (b"[", b"{"):
         return None
     end = _json_end(text, cut=cut)
+    if end == 0:
+        return None
     rest = text[end:].lstrip()
     if end < 0 or not rest:
-        return "application/json" if end else None
+        return "application/json"
     if rest[:1] != text[:1]:
         return None
     return "application/x-ndjson" if _json_end(rest, cut=cut) else None
@@ -247,7 +250,7 @@ def _is_csv(text: bytes) -> bool:
 
 
 def _rare(head: bytes) -> str:
-    """The type by puremagic, for data without a usual signature."""
+    """The type by puremagic, for data without a usual signature; `_UNKNOWN` without a strong match."""
     # puremagic compares all its signatures in Python, which takes 0.25 ms; most data begins with none of
     # them.
     if not any(head.startswith(beginnings, offset) for offset, beginnings in _rare_beginnings()):

@@ -148,9 +148,14 @@ def _provider(names: Sequence[str], *, instance: str, version: str) -> Any:
     # The environment's names win (OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES).
     resource = Resource.create(own).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    for name in names:
-        exporters = list(entry_points(group="opentelemetry_traces_exporter", name=name))
-        if not exporters:
-            raise LookupError(f"there is no exporter {name} for traces")
-        provider.add_span_processor(BatchSpanProcessor(exporters[0].load()()))
+    # All exporters first: a processor starts a thread, which nobody would end after an error.
+    for exporter in [_exporter(name) for name in names]:
+        provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
+
+
+def _exporter(name: str) -> Any:
+    """A `SpanExporter` by the name of the entry point. Raises as `_provider`."""
+    for entry_point in entry_points(group="opentelemetry_traces_exporter", name=name):
+        return entry_point.load()()
+    raise LookupError(f"there is no exporter {name} for traces")
