@@ -86,7 +86,7 @@ def test_the_target_as_a_browser_sends_it(text: str, target: bytes) -> None:
 def test_userinfo(userinfo: str, user: bytes, password: bytes, basic: bytes) -> None:
     for use in USES[:3]:
         url = Url.parse(f"http://{userinfo}example.org/", use)
-        assert (url.user, url.password, url.basic) == (user, password, basic)
+        assert (url.credentials, url.basic) == ((user, password), basic)
         assert url.origin.authority == b"example.org"
 
 

@@ -132,7 +132,7 @@ class Hop:
         url = redirect(self.url, fields)
         if not may_keep(self.url.origin, url.origin):
             return Hop(url, without_secrets(self.headers), redirected=True)
-        if self.url.basic and not url.basic:
+        if self.url.userinfo and not url.userinfo:
             headers = {b"authorization": (b"Authorization", self.url.basic), **self.headers}
             return Hop(url, headers, redirected=True)
         return Hop(url, self.headers, redirected=True)

@@ -34,8 +34,8 @@ async def connect_tunnel(stream: Stream, origin: Origin, proxy: Url) -> None:
         BadResponse: the proxy does not speak HTTP.
     """
     fields = [(b"Host", origin.host_port)]
-    if proxy.basic:
-        fields.append((b"Proxy-Authorization", proxy.basic))
+    if basic := proxy.basic:
+        fields.append((b"Proxy-Authorization", basic))
     connection = Connection(stream)
     try:
         head = await connection.request(b"CONNECT", origin.host_port, fields)
@@ -54,7 +54,7 @@ async def connect_socks(stream: Stream, origin: Origin, proxy: Url) -> None:
         ProxyRefused: the proxy does not connect.
     """
     try:
-        await _authenticate(stream, proxy.user, proxy.password)
+        await _authenticate(stream, *proxy.credentials)
         await _command(stream, origin)
     except socksio.ProtocolError as exc:
         raise ProxyRefused("the proxy does not speak SOCKS5") from exc

@@ -87,8 +87,8 @@ def request_fields(method: str, url: Url, fields: Sequence[Field], content: byte
     The credentials are used unless `fields` have an `Authorization`.
     """
     headers = [(b"Host", url.origin.authority), *fields]
-    if url.basic and not any(name.lower() == b"authorization" for name, _ in fields):
-        headers.append((b"Authorization", url.basic))
+    if (basic := url.basic) and not any(name.lower() == b"authorization" for name, _ in fields):
+        headers.append((b"Authorization", basic))
     if content or method in _BODY_METHODS:
         headers.append((b"Content-Length", b"%d" % len(content)))
     return headers

@@ -259,7 +259,7 @@ class Transport(httpx2.AsyncBaseTransport):
             stream = await self._connect_proxy(route, proxy, resume=resume)
             if url.origin.scheme == "http" and proxy.origin.scheme != "socks5":
                 prefix = b"http://" + url.origin.authority
-                fields = [(b"Proxy-Authorization", proxy.basic)] if proxy.basic else []
+                fields = [(b"Proxy-Authorization", basic)] if (basic := proxy.basic) else []
         if url.origin.scheme == "https":
             stream = await self._start_tls(stream, route, url.origin, resume=resume)
         return Connection(stream, prefix=prefix, extra=fields, address=stream.address)

@@ -115,11 +115,19 @@ class Url:
     target: bytes = field(repr=False)
     """Path and query, percent-encoded; `..` stays, because a signature may cover the dots."""
     origin: Origin
-    user: bytes = field(repr=False)
-    """Percent-decoded, like `password`; may be empty."""
-    password: bytes = field(repr=False)
-    basic: bytes = field(repr=False)
-    """Value of an `Authorization` field with user and password (RFC 7617), or empty."""
+    userinfo: str = field(repr=False)
+    """User and password as in the text, percent-encoded; empty without them."""
+
+    @property
+    def credentials(self) -> tuple[bytes, bytes]:
+        """User and password, percent-decoded; each may be empty."""
+        user, _, password = self.userinfo.partition(":")
+        return unquote_to_bytes(user), unquote_to_bytes(password)
+
+    @property
+    def basic(self) -> bytes:
+        """Value of an `Authorization` field with user and password (RFC 7617); empty without them."""
+        return b"Basic " + base64.b64encode(b"%b:%b" % self.credentials) if self.userinfo else b""
 
     @property
     def requested(self) -> str:
@@ -152,10 +160,10 @@ class Url:
             raise UrlError("url_malformed", "of a proxy must not have a path")
         if "\\" in path:
             path = path.replace("\\", "/")
-        checked = _authority(scheme, authority, use)
+        origin, userinfo = _authority(scheme, authority, use)
         if use == "endpoint" and ("@" in authority or "?" in text or "#" in text):
             raise UrlError("url_malformed", "has a user, a query or a fragment")
-        return cls(text, _quoted((path or "/") + query), *checked)
+        return cls(text, _quoted((path or "/") + query), origin, userinfo)
 
     def join(self, location: bytes) -> Self:
         """The target of a redirect (RFC 9110, 10.2.2), checked like a download's URL.
@@ -180,7 +188,8 @@ class Url:
 
 
 @lru_cache(maxsize=_ORIGINS)
-def _authority(scheme: str, text: str, use: Use) -> tuple[Origin, bytes, bytes, bytes]:
+def _authority(scheme: str, text: str, use: Use) -> tuple[Origin, str]:
+    """The origin, and user and password as given. Raises `UrlError`."""
     scheme = scheme.lower()
     ports = _SCHEMES[use]
     if scheme not in ports:
@@ -200,10 +209,7 @@ def _authority(scheme: str, text: str, use: Use) -> tuple[Origin, bytes, bytes, 
         raise UrlError("url_port", "has the port of another protocol than HTTP")
     shown = f"[{host}]" if ":" in host else host
     netloc = shown if port == ports[scheme] else f"{shown}:{port}"
-    user, _, password = (unquote_to_bytes(part) for part in userinfo.partition(":"))
-    basic = b"Basic " + base64.b64encode(user + b":" + password) if userinfo else b""
-    origin = Origin(scheme, host, port, netloc.encode())
-    return origin, user, password, basic
+    return Origin(scheme, host, port, netloc.encode()), userinfo
 
 
 def _host_and_port(text: str) -> tuple[str, str]:
