@@ -16,7 +16,7 @@ from downloader.model import Kind
 from downloader.store import asyncio_loop, open_store
 
 LEASE_S = 55.0
-"""Less than twice `processor.lease`: a service takes a longer one for a lease from before a clock was set back."""
+"""Less than twice `processor.lease`: for a service, a longer one is from before a clock was set back."""
 
 
 async def run(url: str, aggregations: int) -> None:
