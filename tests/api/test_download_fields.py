@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from downloader.api.json import parse_object
-from downloader.api.parse import MAX_WARNINGS, parse_job, warnings_for
+from downloader.api.parse import MAX_WARNINGS, JobRules, parse_job, warnings_for
 from downloader.api.problems import Refused
 from downloader.globs import text_globs
 from downloader.model import JobSpec
@@ -30,14 +30,12 @@ def body(**changes: Any) -> bytes:
 
 
 def parse(data: bytes) -> JobSpec:
-    return parse_job(
-        data,
-        parse_object(data),
-        new_id=lambda _: "0" * 14,
+    rules = JobRules(
         backends=frozenset({"http", "sqs", "kafka", "storage"}),
         buckets=text_globs(["my-*", "[ga][sz]://my-*"]),
         egress=EgressPolicy("egress.callbacks"),
     )
+    return parse_job(data, parse_object(data), rules, new_id=lambda _: "0" * 14)
 
 
 def refusal(data: bytes) -> tuple[int, str, str]:

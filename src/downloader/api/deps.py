@@ -10,28 +10,21 @@ from downloader.api.events import Events
 from downloader.api.intake import Intake
 from downloader.api.openapi import Description
 from downloader.api.origin import Cors
+from downloader.api.parse import JobRules
 from downloader.api.search import Aggregations
 from downloader.config import ApiSettings
-from downloader.globs import Allows, anything
 from downloader.model import JobSpec
-from downloader.net import EgressPolicy
 from downloader.observe import API_COUNTERS, Counters, Traces
 from downloader.storage import StoredFile
 from downloader.store import JobStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ApiDeps:
+class ApiDeps(JobRules):
     """Dependencies of the routes."""
 
     store: JobStore
     settings: ApiSettings
-    backends: frozenset[str]
-    """Names of the configured notifier backends; any other `callback_type` is refused."""
-    buckets: Allows = anything
-    """Whether jobs may use this `JobSpec.bucket` (`processor.s3.buckets`, `processor.cloud.buckets`)."""
-    egress: EgressPolicy
-    """The policy of callbacks. A POST is refused if the policy refuses its callback without a DNS look-up."""
     callback_limit: int
     """Most callbacks in flight to one destination over the fleet."""
     own_limits: Mapping[str, int] = field(default_factory=dict)

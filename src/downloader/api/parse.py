@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache, partial
 from http import HTTPStatus
@@ -26,7 +26,7 @@ from downloader.api.fields import (
 )
 from downloader.api.json import member_text
 from downloader.api.problems import Refused, fault_in, faulty
-from downloader.globs import Allows
+from downloader.globs import Allows, anything
 from downloader.model import JobSpec, is_reserved, now_ms
 from downloader.net import EgressPolicy, EgressRefused, Url, is_forbidden
 from downloader.storage import BucketUrl
@@ -69,14 +69,24 @@ MAX_NAME_CHARS = 64
 """Most characters of a name in a warning."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRules:
+    """What the configuration permits in a job."""
+
+    backends: frozenset[str]
+    """Names of the configured notifier backends; any other `callback_type` is refused."""
+    buckets: Allows = anything
+    """Whether jobs may use this `JobSpec.bucket` (`processor.s3.buckets`, `processor.cloud.buckets`)."""
+    egress: EgressPolicy
+    """The policy of callbacks. A POST is refused if the policy refuses its callback without a DNS look-up."""
+
+
 def parse_job(
     body: bytes,
     members: Mapping[str, Any],
+    rules: JobRules,
     *,
     new_id: Callable[[str], str],
-    backends: frozenset[str],
-    buckets: Allows,
-    egress: EgressPolicy,
     caller: Caller | None = None,
     earlier: Sequence[Fault] = (),
 ) -> JobSpec:
@@ -85,10 +95,8 @@ def parse_job(
     Args:
         body: its JSON object as received.
         members: `parse_object(body)`.
+        rules: what the configuration permits.
         new_id: returns a new job id, given the aggregation.
-        backends: names of the configured notifier backends.
-        buckets: whether jobs may name this bucket; see `JobSpec.bucket`.
-        egress: the policy of callbacks.
         caller: the submitter, whose allow-lists apply; `None` while the API is open.
         earlier: errors of members that are no fields of a job; first in the response.
 
@@ -98,9 +106,9 @@ def parse_job(
     """
     fields, faults = _checked({name: value for name, value in members.items() if value is not None})
     wrong = {fault.field for fault in faults}
-    faults = [*earlier, *faults, *_bucket_faults(fields, wrong, buckets), *_deadline_faults(fields)]
+    faults = [*earlier, *faults, *_bucket_faults(fields, wrong, rules.buckets), *_deadline_faults(fields)]
     faults += _key_faults(fields, wrong)
-    destination_field = _complete_callbacks(fields, wrong, backends, egress, faults)
+    destination_field = _complete_callbacks(fields, wrong, rules, faults)
     if faults:
         raise Refused(faulty(HTTPStatus.UNPROCESSABLE_ENTITY, _first_of_each_field(faults)))
     if not isinstance(fields.get("extra", ""), str):
@@ -210,11 +218,7 @@ def _unknown(name: str) -> Fault:
 
 
 def _complete_callbacks(
-    fields: dict[str, Any],
-    wrong: AbstractSet[str],
-    backends: frozenset[str],
-    egress: EgressPolicy,
-    faults: list[Fault],
+    fields: dict[str, Any], wrong: AbstractSet[str], rules: JobRules, faults: list[Fault]
 ) -> str:
     """Check the callbacks; fill in callbacks that are left out or given by `callback_url`.
 
@@ -223,11 +227,11 @@ def _complete_callbacks(
     Returns:
         The field that `callback_dst` was read from.
     """
-    pair_faults = partial(_pair_faults, fields, backends=backends, check_host=egress.check_host)
+    pair_faults = partial(_pair_faults, fields, rules)
     url, kind = fields.pop("callback_url", ""), fields.get("callback_type")
     if url:
-        if "http" in backends:
-            faults += _destination_faults("callback_url", "http", url, egress.check_host)
+        if "http" in rules.backends:
+            faults += _destination_faults("callback_url", "http", url, rules.egress.check_host)
         else:
             detail = "needs the http backend, which is not configured here"
             faults.append(fault_in("callback_url", "unknown_backend", detail))
@@ -262,22 +266,16 @@ def _clear_pair(fields: dict[str, Any], kind: str, destination: str) -> Iterator
     fields[kind] = fields[destination] = ""
 
 
-def _pair_faults(
-    fields: Mapping[str, Any],
-    kind: str,
-    destination: str,
-    *,
-    backends: frozenset[str],
-    check_host: Callable[[str], None],
-) -> Iterator[Fault]:
+def _pair_faults(fields: Mapping[str, Any], rules: JobRules, kind: str, destination: str) -> Iterator[Fault]:
     """The errors of a callback; `kind` and `destination` are the names of the two fields."""
     if missing := [name for name in (kind, destination) if not fields.get(name)]:
         hints = {"callback_type": f'is required, or "{NO_CALLBACK}" if there is to be no callback'}
         yield from (fault_in(name, "required", hints.get(name, "is required")) for name in missing)
-    elif fields[kind] not in backends:
-        configured = ", ".join(sorted(backends))
+    elif fields[kind] not in rules.backends:
+        configured = ", ".join(sorted(rules.backends))
         yield fault_in(kind, "unknown_backend", f"is not a backend that is configured here: {configured}")
     else:
+        check_host = rules.egress.check_host
         yield from _destination_faults(destination, fields[kind], fields[destination], check_host)
 
 

@@ -75,16 +75,7 @@ def make_submission(
         Refused: 400, 403 or 422; with the job's warnings.
     """
     try:
-        spec = parse_job(
-            body,
-            members,
-            new_id=deps.store.new_id,
-            backends=deps.backends,
-            buckets=deps.buckets,
-            egress=deps.egress,
-            caller=caller,
-            earlier=earlier,
-        )
+        spec = parse_job(body, members, deps, new_id=deps.store.new_id, caller=caller, earlier=earlier)
     except Refused as error:
         wrong = error.problem.model_copy(update={"warnings": warnings_for(members)})
         if caller is not None and wrong.code == "forbidden":

@@ -82,10 +82,8 @@ async def set_callback(context: Context, group: str) -> Group:
     spec = parse_job(
         body,
         {**members, "aggr_id": group, "aggr_limit": 1, "url": "http://group.invalid/"},
+        deps,
         new_id=deps.store.new_id,
-        backends=deps.backends,
-        buckets=deps.buckets,
-        egress=deps.egress,
         caller=caller,
     )
     plan = CallbackPlan.of(
