@@ -100,9 +100,7 @@ class _Filesystem:
     """See `Storage.put`."""
 
     def __init__(self, settings: FilesystemSettings, host: StorageHost, *, mode: int) -> None:
-        self._root = settings.rootdir
-        self._fsync = settings.fsync
-        self._mode = mode
+        self._root = tree.Root(path=settings.rootdir, mode=mode, fsync=settings.fsync)
         self.small: GroupCommit[tree.Put, Exception | None] = host.group_commit(
             self._write,
             max_batch=_BATCH_FILES,
@@ -121,7 +119,7 @@ class _Filesystem:
         """
         parts = tree.split_key(key)
         if body.data is not None:
-            put = tree.Put(key=key, parts=parts, body=body, data=body.data)
+            put = tree.Put(parts=parts, body=body, data=body.data)
             try:
                 error = await self.small.submit(put)
             except CommitAbandoned:
@@ -129,15 +127,14 @@ class _Filesystem:
             if error is not None:
                 raise error
         elif body.path is not None:
-            move = partial(tree.move, body=body, source=body.path, mode=self._mode, fsync=self._fsync)
-            chosen = body.key_exists is not None
-            await self._in_thread(key, partial(move, self._root, key, parts), chosen=chosen)
+            move = partial(tree.move, self._root, parts, body, body.path)
+            await self._in_thread(key, move, chosen=body.key_exists is not None)
         else:
             raise ValueError("a Body has either data or a path")
 
     async def delete(self, key: str) -> None:
         """Delete a file; see `Storage.delete`. Without fsync: a power failure may restore the file."""
-        await self._in_thread(key, partial(tree.delete, self._root, tree.split_key(key)))
+        await self._in_thread(key, partial(tree.delete, self._root.path, tree.split_key(key)))
 
     async def local(self, key: str) -> StoredFile | None:
         """Find a file; see `Storage.local`. `None` for an invalid key."""
@@ -145,11 +142,11 @@ class _Filesystem:
             parts = tree.split_key(key)
         except StorageRefused:
             return None
-        return await self._in_thread(key, partial(tree.find, self._root, parts))
+        return await self._in_thread(key, partial(tree.find, self._root.path, parts))
 
     async def size(self, key: str) -> int | None:
         """Bytes of a file, `None` if missing; see `Storage`."""
-        look = partial(tree.find, self._root, tree.split_key(key), sync=self._fsync)
+        look = partial(tree.find, self._root.path, tree.split_key(key), sync=self._root.fsync)
         file = await self._in_thread(key, look)
         return None if file is None else file.size
 
@@ -158,10 +155,7 @@ class _Filesystem:
         return ""
 
     async def _write(self, puts: Sequence[tree.Put]) -> Sequence[Exception | None]:
-        await trio.to_thread.run_sync(
-            partial(tree.write_all, self._root, puts, mode=self._mode, fsync=self._fsync),
-            limiter=self._writer,
-        )
+        await trio.to_thread.run_sync(tree.write_all, self._root, puts, limiter=self._writer)
         return [put.error for put in puts]
 
     async def _in_thread(self, key: str, call: Callable[[], T], *, chosen: bool = False) -> T:

@@ -42,13 +42,24 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """Non-blocking, so that opening a FIFO at the path does not block the thread."""
 
 Parts = tuple[str, ...]
+"""A key, split at the slashes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Root:
+    """The root folder, and how files are stored in it."""
+
+    path: Path
+    mode: int
+    """The mode of stored files; new folders get a mode that fits."""
+    fsync: bool
+    """Whether stored files survive a power failure."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Put:
     """A small file to store; `write_all` sets the last three fields."""
 
-    key: str
     parts: Parts
     body: Body
     data: bytes
@@ -191,21 +202,21 @@ def _sweep(tmp: int) -> None:
                 os.unlink(name, dir_fd=tmp)
 
 
-def write_all(root: Path, puts: Sequence[Put], *, mode: int, fsync: bool) -> None:
+def write_all(root: Root, puts: Sequence[Put]) -> None:
     """Store small files together; set `Put.error` after a failure.
 
     Each step is done for all files before the next one, so that the filesystem can commit them together. A
     file that fails does not affect the others. The folders are fsynced once, at the end.
     """
-    with Folders(root, mode=mode) as folders:
+    with Folders(root.path, mode=root.mode) as folders:
         try:
             tmp = folders.open((TMP,), create=True)
         except OSError as exc:
             _fail(puts, exc)
             return
         steps: list[Callable[[Put], None]] = [
-            lambda put: _write(put, tmp, mode=mode, begin=fsync and len(puts) > 1),
-            lambda put: _close(put, fsync=fsync),
+            lambda put: _write(put, tmp, mode=root.mode, begin=root.fsync and len(puts) > 1),
+            lambda put: _close(put, fsync=root.fsync),
             lambda put: _publish(put, folders, tmp),
         ]
         try:
@@ -213,7 +224,7 @@ def write_all(root: Path, puts: Sequence[Put], *, mode: int, fsync: bool) -> Non
                 for put in puts:
                     if put.error is None:
                         _try(step, put)
-            if fsync:
+            if root.fsync:
                 folders.sync()
         except OSError as exc:
             _fail(puts, exc)
@@ -226,14 +237,14 @@ def _try(step: Callable[[Put], None], put: Put) -> None:
     try:
         step(put)
     except OSError as exc:
-        put.error = storage_error(put.key, exc, chosen=put.body.key_exists is not None)
+        put.error = storage_error("/".join(put.parts), exc, chosen=put.body.key_exists is not None)
     except Exception as exc:  # noqa: BLE001 - raised in the file's own task
         put.error = exc
 
 
 def _fail(puts: Sequence[Put], exc: OSError) -> None:
     for put in puts:
-        put.error = put.error or storage_error(put.key, exc)
+        put.error = put.error or storage_error("/".join(put.parts), exc)
 
 
 def _write(put: Put, tmp: int, *, mode: int, begin: bool) -> None:
@@ -258,7 +269,7 @@ def _close(put: Put, *, fsync: bool) -> None:
 
 
 def _publish(put: Put, folders: Folders, tmp: int) -> None:
-    _check_ours(put.key, put.body)
+    _check_ours(put.parts, put.body)
     _publish_into(folders, put.parts, put.body, source=put.tmp, source_dir=tmp)
     put.tmp = ""
 
@@ -272,9 +283,13 @@ def _clean(put: Put, tmp: int) -> None:
             os.unlink(put.tmp, dir_fd=tmp)
 
 
-def _check_ours(key: str, body: Body) -> None:
+def _not_stored(parts: Parts, reason: str) -> StorageError:
+    return StorageError(f"file {'/'.join(parts)!r} was not stored: {reason}")
+
+
+def _check_ours(parts: Parts, body: Body) -> None:
     if not body.still_ours():
-        raise StorageError(f"file {key!r} was not stored: another instance has taken the job")
+        raise _not_stored(parts, "another instance has taken the job")
 
 
 def _replaces(body: Body) -> bool:
@@ -339,37 +354,44 @@ def rename_into(
             return
 
 
-def move(root: Path, key: str, parts: Parts, *, body: Body, source: Path, mode: int, fsync: bool) -> None:
-    """Store a spool file by a rename, or by a copy from another filesystem.
+def move(root: Root, parts: Parts, body: Body, source: Path) -> None:
+    """Store the spool file `source` by a rename, or by a copy from another filesystem.
 
     Raises:
         StorageError, OSError: the file is not stored; the spool file may remain.
     """
-    with Folders(root, mode=mode) as folders:
+    with Folders(root.path, mode=root.mode) as folders:
         fd = os.open(source, _READ)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size != body.size:
-                raise StorageError(f"file {key!r} was not stored: its spool file has changed")
+                raise _not_stored(parts, "its spool file has changed")
             same_device = status.st_dev == os.fstat(folders.open((), create=False)).st_dev
             # A spool file that had a second name could be written to by the job's next attempt.
             if same_device and _replaces(body):
-                os.fchmod(fd, mode)
-                _check_ours(key, body)
-                try:
-                    rename_into(folders, parts, source=source, source_dir=None)
-                except OSError as exc:
-                    if exc.errno != errno.EXDEV:  # two mounts of one device
-                        raise
-                    _copy(fd, folders, key=key, parts=parts, body=body, mode=mode, fsync=fsync)
-                else:
-                    _check_no_link(folders, parts)
+                os.fchmod(fd, root.mode)
+                _check_ours(parts, body)
+                moved = _renamed(folders, parts, source)
             else:
-                _copy(fd, folders, key=key, parts=parts, body=body, mode=mode, fsync=fsync)
+                moved = False
+            if not moved:
+                _copy(fd, folders, root, parts, body)
         finally:
             os.close(fd)
-        if fsync:
+        if root.fsync:
             folders.sync()
+
+
+def _renamed(folders: Folders, parts: Parts, source: Path) -> bool:
+    """Rename a spool file to the final path; false if the path is on another mount of the same device."""
+    try:
+        rename_into(folders, parts, source=source, source_dir=None)
+    except OSError as exc:
+        if exc.errno != errno.EXDEV:
+            raise
+        return False
+    _check_no_link(folders, parts)
+    return True
 
 
 def _check_no_link(folders: Folders, parts: Parts) -> None:
@@ -378,20 +400,16 @@ def _check_no_link(folders: Folders, parts: Parts) -> None:
     with suppress(FileNotFoundError):  # deleted meanwhile
         if stat.S_ISLNK(os.stat(parts[-1], dir_fd=folder, follow_symlinks=False).st_mode):
             os.unlink(parts[-1], dir_fd=folder)
-            raise StorageError(
-                f"file {'/'.join(parts)!r} was not stored: a symbolic link replaced its spool file"
-            )
+            raise _not_stored(parts, "a symbolic link replaced its spool file")
 
 
-def _copy(
-    source: int, folders: Folders, *, key: str, parts: Parts, body: Body, mode: int, fsync: bool
-) -> None:
+def _copy(source: int, folders: Folders, root: Root, parts: Parts, body: Body) -> None:
     tmp = folders.open((TMP,), create=True)
     name = secrets.token_hex(8)
     fd = os.open(name, _CREATE, _UNFINISHED_MODE, dir_fd=tmp)
     try:
-        _copy_bytes(source, fd, key=key, size=body.size, mode=mode, fsync=fsync)
-        _check_ours(key, body)
+        _copy_bytes(source, fd, root, parts, size=body.size)
+        _check_ours(parts, body)
         _publish_into(folders, parts, body, source=name, source_dir=tmp)
     except BaseException:
         with suppress(OSError):  # a later start deletes it
@@ -399,22 +417,22 @@ def _copy(
         raise
 
 
-def _copy_bytes(source: int, target: int, *, key: str, size: int, mode: int, fsync: bool) -> None:
-    """Copy all bytes into `target`, set the mode, check the size, and perhaps sync the file.
+def _copy_bytes(source: int, target: int, root: Root, parts: Parts, *, size: int) -> None:
+    """Copy all bytes into `target`, set the mode, check the size, and sync the file if `root` says so.
 
     `target` is closed, also after an error; `source` stays open.
 
     Raises:
         StorageError: the spool file has another size.
-        OSError: the disk's.
+        OSError: the disk failed.
     """
     with os.fdopen(target, "wb") as out, os.fdopen(os.dup(source), "rb", buffering=0) as file:
-        os.fchmod(target, mode)
+        os.fchmod(target, root.mode)
         shutil.copyfileobj(file, out, _COPY_BUFFER_BYTES)
         out.flush()
         if out.tell() != size:
-            raise StorageError(f"file {key!r} was not stored: its spool file changed while it was copied")
-        if fsync:
+            raise _not_stored(parts, "its spool file changed while it was copied")
+        if root.fsync:
             os.fsync(target)
 
 
