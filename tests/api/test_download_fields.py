@@ -136,6 +136,7 @@ ACCEPTED = [
     {"key": "", "key_exists": None, "content_type": "", "content_disposition": ""},
     {"key": "a/b c/ü", "key_exists": "", "content_type": "text/html; charset=utf-8"},
     {"key": "{id}"},
+    *({"key": key} for key in ("1.x", "a/b", "abü", "a c")),  # no id begins so
     {"aggr_id": "<img onerror>"},
     {"aggr_id": "*"},
     {"aggr_id": "bücher mit Leerzeichen"},

@@ -261,8 +261,8 @@ def check_key(template: str, url: str) -> None:
     if path.endswith("/"):
         raise FieldError("key", "must not end with a slash")
     parts = check_path(path, "key")
-    if len(parts) == 1 and len(path) == ID_PREFIX_LENGTH:
-        raise FieldError("key", "of three characters could be the folder of another job's file")
+    if len(path) == ID_PREFIX_LENGTH and path.isascii() and path.isalnum():
+        raise FieldError("key", "of three letters or digits could be the folder of another job's file")
     if any(map(is_device_name, parts)):
         raise FieldError("key", "has a part that is the name of a device on Windows")
 
