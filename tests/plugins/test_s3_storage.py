@@ -200,7 +200,7 @@ async def test_leftover_uploads_of_a_killed_start_are_aborted_by_the_next(
         (
             "CreateMultipartUpload",
             aws_front.response(200, b"<html>hello</html>"),
-            "its answer has no UploadId",
+            "the response has no UploadId",
         ),
         ("AbortMultipartUpload", s3.error(403, "AccessDenied"), "AccessDenied (403): access denied"),
     ],

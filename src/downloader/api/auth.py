@@ -51,7 +51,7 @@ SECURE_COOKIE = f"__Host-{COOKIE}"
 """Browsers accept a cookie of this name only over TLS and from this very host (RFC 6265bis, 4.1.3)."""
 
 _DIGITS = 12
-"""Bytes of a Unix time, until the year 33658."""
+"""Most digits of a Unix time: enough until the year 33658."""
 
 _COOKIES = 4
 """Most session cookies of a request that are checked: each is compared with each token, and a head has room
@@ -177,7 +177,7 @@ def visible_aggregations() -> Allows:
 
 
 def named_keys() -> Allows:
-    """The keys that the token of Quart's request names; none for `["*"]`, which is the default."""
+    """The keys that the token of Quart's request lists; the default `["*"]` lists none."""
     caller = present_caller()
     return text_globs([]) if caller is None or caller.keys is anything else caller.keys
 
@@ -188,13 +188,13 @@ def sees_all() -> bool:
 
 
 def check_sees_all() -> None:
-    """Check that the caller of Quart's request may see every aggregation, for what concerns the whole fleet.
+    """Check that the caller of Quart's request may see the whole fleet: every aggregation.
 
     Raises:
         Refused: 403.
     """
     if not sees_all():
-        detail = "This is of the whole fleet, and the token does not have all aggregations."
+        detail = "This route is about the whole fleet, and the token may not see all aggregations."
         raise refused("forbidden", detail)
 
 
@@ -274,5 +274,5 @@ _NO_CALLBACK = ("", "")
 
 
 def unauthorized() -> Refused:
-    """401."""
+    """The refusal of a request without a valid token: 401."""
     return refused("unauthorized", more_headers=((b"www-authenticate", b"Bearer"),))

@@ -31,8 +31,8 @@ MAX_BYTES = 64 * 1024**2
 the process uses a few times as much memory."""
 
 WAIT_S = 10.0
-"""Longest time of one call: twice the default bound of a round trip. Jobs that wait for the next call fail
-together with this one."""
+"""Time limit of one call, in seconds: twice the default of `redis.timeout`. When a call exceeds the limit,
+the jobs that wait for the next call fail too."""
 
 
 class Intake:
@@ -73,8 +73,8 @@ class Intake:
         """Account for the memory of one request; `client` is an address, empty if unknown.
 
         Yields:
-            A function to call with the number of bytes now kept of the body, whenever that changes. It raises
-            `StoreUnavailable` when the limit in all or of this client is exceeded.
+            A function to call with the number of bytes that are kept of the body, each time that it changes.
+            It raises `StoreUnavailable` if all requests, or those of this client, exceed their limit.
         """
         kept = 0
 
@@ -103,7 +103,7 @@ class Intake:
 
         Raises:
             StoreUnavailable: the store cannot take the job now, or too many wait.
-            StoreRefused: the store refuses the service.
+            StoreRefused: the store will never carry out the call, see `JobStore`.
         """
         if self._commit.waiting >= MAX_WAITING:
             raise StoreUnavailable("too many jobs wait for the store")
@@ -115,7 +115,7 @@ class Intake:
     async def submit_all(
         self, submissions: Sequence[Submission]
     ) -> Sequence[tuple[Accepted, str] | StoreError]:
-        """Submit at most `MAX_BATCH` jobs that arrived together in one call; returns the results in order.
+        """Submit the jobs of one request, at most `MAX_BATCH`, in one call; returns the results in order.
 
         A job without a result of the store has the error instead. After an error or a cancel the store may
         have accepted the job all the same.

@@ -1,4 +1,4 @@
-"""Reads of all aggregations: searches, for operators with thousands of aggregations, and numbers of jobs.
+"""Searches among all aggregations, and the number of jobs of each, for operators with thousands of them.
 
 The store can list aggregations only by their number of jobs. So a search reads all of them, and later
 searches reuse the result for a short time. The aggregations on the page that is sent are read again.

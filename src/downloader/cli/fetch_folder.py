@@ -87,12 +87,12 @@ class OutputFolder:
                 return target
         except OSError as error:
             raise StorageError(f"{name} cannot be placed in {self.folder}: {error.strerror}") from error
-        raise AssertionError("itertools.count ends")
+        raise AssertionError("unreachable: itertools.count never ends")
 
 
 @contextlib.contextmanager
 def open_output(folder: Path) -> Iterator[OutputFolder]:
-    """Open the output folder, created if missing. At the end all temporary files are deleted.
+    """Open the output folder, created if missing. At the end, files that have got no name are deleted.
 
     Raises:
         ConfigError: not a folder, not writable, the hidden folder belongs to another user, or another run
@@ -194,7 +194,7 @@ class Complete:
     sha256: str
     mime_type: str
     mtime_ns: int
-    """Time of the last change of the file, as of the record."""
+    """The file's time of last change when it was recorded, in nanoseconds."""
 
 
 _TYPES: dict[str, type] = {"size": int, "mtime_ns": int}
@@ -245,7 +245,7 @@ class Record:
             os.close(self._appended)
 
     def intact(self, url: str) -> Complete | None:
-        """The file of a URL, if unchanged since recorded; read only if the time of change differs."""
+        """The file of a URL, if it is unchanged. Its bytes are compared only if its time differs."""
         offset = self._offsets.get(hash(url))
         if offset is None:
             return None

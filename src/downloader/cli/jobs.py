@@ -31,18 +31,18 @@ FOLLOW_S = 2.0
 """Time between two looks of `--follow`."""
 
 LATE = timedelta(seconds=30)
-"""Each look asks for jobs that ended this much earlier than the newest known job: a job appears in the list
-when its callback ends, but the list is ordered by the end of the download. Jobs with a slower callback are
-missed."""
+"""How far `--follow` looks back from the newest job that it has printed. The list is ordered by the end of
+the download, but a job is in it only when its callback has ended too, so it may appear behind newer jobs. A
+job whose callback takes longer than this is missed."""
 
 FOLLOWED = 10
 """Jobs of the past that `--follow` begins with, like `tail -f`."""
 
 STATUS_PREFIX = "Received Status code "
-"""Left out of the table of a terminal, where it would push the status out of a narrow column."""
+"""Beginning of errors that a terminal's table leaves out, so that the status fits into a narrow column."""
 
 WIDE, VERY_WIDE = 110, 160
-"""Columns of a terminal that has room for URLs beside errors, and for all."""
+"""Widths of a terminal, in characters, from which the table has URLs beside errors, and all columns."""
 
 
 def jobs(
@@ -57,11 +57,10 @@ def jobs(
 ) -> int:
     """List jobs of a running service.
 
-    Without --state and --callback it lists the jobs that are being downloaded,
-    with --group those of the group that have not ended. A terminal shows a table,
-    a pipe gets tab-separated lines. Lists of jobs that have ended begin with the
-    newest; with --follow the newest come last, and further ones when they and
-    their callbacks have ended.
+    By default these are the jobs that are being downloaded; with --group alone,
+    the unfinished jobs of the group. A terminal shows a table, a pipe gets
+    tab-separated lines. Of jobs that have ended the newest come first. With
+    --follow they come last, and each job is added when its callback has ended.
     The exit status is 1 if there is no such group.
 
     For example:
@@ -174,14 +173,14 @@ def _list(rows: Sequence[ListedJob], *, head: bool) -> None:
     for name, _, width, ratio in columns:
         table.add_column(name, width=width, ratio=ratio, no_wrap=True)
     for job, row in zip(rows, cells, strict=True):
-        # Without year and seconds.
+        # A time without year and seconds.
         row[5] = job.error.removeprefix(STATUS_PREFIX)
         row[3] = decimal(job.progress.received) if job.progress else local_time(job.finished_at)[5:16]
     print_rows(table, [[row[cell] for _, cell, _, _ in columns] for row in cells])
 
 
 def _columns(*, unfinished: bool, width: int) -> Iterator[tuple[str, int, int | None, int | None]]:
-    """The columns for which a terminal has room: name, number of the cell, width, or ratio of a text."""
+    """The columns for which a terminal has room: name, place in the row, and width or share of the rest."""
     yield "job", 0, 14, None
     yield "state", 1, 9, None
     if not unfinished:
@@ -200,7 +199,8 @@ def _columns(*, unfinished: bool, width: int) -> Iterator[tuple[str, int, int | 
 def failures(*, aggr_id: AggrId = None, q: Part = None, json_: Json = False, service: Service = LOCAL) -> int:
     """Show what has failed for good, by aggregation and reason.
 
-    These are the jobs that "retry --failed" sends again, or with --download repeats.
+    "retry --failed" sends the callbacks of these jobs again; with --download it
+    repeats the downloads.
 
     For example:
       downloader failures

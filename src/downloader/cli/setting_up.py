@@ -108,7 +108,7 @@ def new_plugin(
 ) -> None:
     """Write the package of a notifier plugin: a webhook that requires a token, with its tests.
 
-    Three files to begin with; none of them may be there yet.
+    It writes three files, and replaces none that is there already.
 
     For example:
       downloader new-plugin hook
@@ -127,7 +127,7 @@ def new_plugin(
     if (taken := next(filter(Path.exists, texts), None)) is not None:
         raise ConfigError(f"{taken}: {os.strerror(errno.EEXIST)}")
     for file, text in texts.items():
-        # The name of a class as well: Hook.
+        # The name is also in the name of the class, as `Hook`.
         written = text.replace(TEMPLATE_NAME.title(), name.title()).replace(TEMPLATE_NAME, name)
         _write_new(file, written)
         write(str(file))
@@ -144,7 +144,7 @@ def _write_new(file: Path, text: str) -> None:
 def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(name="SHELL")], /) -> None:
     """Print the script for the completion of commands, flags and values.
 
-    The shell loads it from a folder of its own.
+    Each shell loads such scripts from a folder, see below.
 
     For example:
       downloader completion bash > /etc/bash_completion.d/downloader

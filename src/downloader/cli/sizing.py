@@ -15,7 +15,7 @@ from downloader.cli.options import Json, parse_bytes
 from downloader.cli.output import write_result
 
 JOB_MS, BULK_JOB_MS = 1.2, 0.7
-"""CPU of a job of 10 KiB: request, queue, GET, file and HTTP callback; with a POST of its own and in bulk."""
+"""CPU of a job with a file of 10 KiB, from the POST to the callback by HTTP: submitted alone, and in bulk."""
 
 FIRST_MB_MS, NEXT_MB_MS, TLS_MB_MS = 2.7, 1.7, 0.5
 """CPU of the first megabyte of a file and of each further one, and what TLS adds to each."""
@@ -24,10 +24,10 @@ TLS_CONNECTION_MS = 0.9
 """Additional CPU of a new HTTPS connection, compared with a kept one."""
 
 STORE_MS, RECORD_BYTES = 0.26, 400
-"""The store's CPU a job, and its memory for a job that waits or has ended."""
+"""The store's CPU per job, and its memory for a job that waits or has ended."""
 
 KEPT_S, BACKLOG_S = 3 * 3600, 3600
-"""Time until the file and the record of a job are deleted (the default), and the backlog to have room for."""
+"""Time until a job's file and record are deleted, by default; and how long all jobs of the peak may wait."""
 
 NEW_JOBS_SHARE = 0.4
 """The share of the store's memory that new jobs may fill."""

@@ -99,7 +99,7 @@ class PartialFile:
             and length == total - self.size
             and _values(fields, name) == [value]
             and not _is_encoded(fields)
-            and not any(value.startswith(b"multipart/") for value in _values(fields, b"content-type"))
+            and not any(kind.startswith(b"multipart/") for kind in _values(fields, b"content-type"))
         )
 
 
@@ -155,7 +155,7 @@ class PartialFiles:
         """Allows one thread to ask for the free space, because the disk may hang."""
 
     def close(self) -> None:
-        """Delete all files except files that a later fetcher can continue. Never raises."""
+        """Delete the files that no later fetcher can continue; here none, as the spool deletes its folder."""
 
     async def has_room(self) -> bool:
         """Whether the disk has room for partial files; false if the disk does not respond within `LOOK_S`."""
@@ -297,7 +297,7 @@ def _read(note: Path) -> Source | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     valid = (
-        [type(value) for value in (url, filename, total)] == [str, str, int]
+        [type(field) for field in (url, filename, total)] == [str, str, int]
         and total > 0
         and name in _VALIDATORS
         and value

@@ -1,4 +1,4 @@
-"""The time limits of one attempt, by moving the deadline of one cancel scope."""
+"""The time limits of one attempt: a `Watch` moves the deadline of a single cancel scope."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import trio
 
 _WINDOW_PARTS = 8
-"""The speed is checked at most 8 times per window; other pieces are only counted."""
+"""The speed is checked at most 8 times per window, so that most calls of `flow` are cheap."""
 
 
 class Watch:
-    """Sets the deadline of `scope`; after a cancel, `reason` tells which time limit was exceeded.
+    """Sets the deadline of `scope`, which the caller enters; `reason` tells which limit was exceeded.
 
-    `total_s` is the time limit of the whole scope, which the caller enters.
+    `total_s` is the time limit of the whole attempt, in seconds from now.
     """
 
     def __init__(self, *, total_s: float) -> None:
@@ -24,9 +24,12 @@ class Watch:
         self._total_s = total_s
         self._phase = ""
         self._needed = 0.0
+        """Bytes that must be received in each window."""
         self._window_s = math.inf
         self._start = 0.0
+        """Trio time at which the present window began."""
         self._base = 0
+        """Bytes received when the present window began."""
 
     @property
     def reason(self) -> str:

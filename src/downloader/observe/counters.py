@@ -1,8 +1,8 @@
 """Counters of an instance and role. The store sums the counters of all instances, ended instances included.
 
 A *series* is a counter's name and the values of its labels, joined by `|`: `downloads_failed|dns`. A
-histogram has one series for each of its buckets, `queue_wait_seconds_bucket|0.5`, which counts the values
-above the bucket before it, and one for the sum of its values in microseconds, `queue_wait_seconds_sum`.
+histogram has a series for each bucket and one for the sum. `queue_wait_seconds_bucket|0.5` counts the values
+up to 0.5 that are in no smaller bucket; `queue_wait_seconds_sum` is the sum of all values in microseconds.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ class Counters:
         try:
             self._values[key] += amount
         except KeyError:
-            self._names[name]
+            if name not in self._names:
+                raise
             self._values[key] = amount
 
     def observe(self, name: str, seconds: float, *labels: str) -> None:

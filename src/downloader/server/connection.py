@@ -1,4 +1,4 @@
-"""Connections as streams of bytes with deadlines, and the choice which to close when too many are open."""
+"""Connections with a deadline for each wait, and which connection is closed when too many are open."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from downloader.server.limits import PIECE_BYTES, Limits, State, client_address,
 from downloader.server.parser import Received
 
 SMALLEST_PIECE_BYTES = 4 * 1024
-"""Least size of a read, with any number of connections."""
+"""Size of a read when so many connections are open that each could read less."""
 
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -113,7 +113,7 @@ class Connection(TCPServer):
             self.cut()
 
     def enter(self, state: State, seconds: float | None = None) -> None:
-        """Change the state, with a deadline after `seconds`, by default the state's in `deadlines`."""
+        """Change the state. Its deadline is in `seconds`, by default as in `ServerConfig.deadlines`."""
         if seconds is None:
             seconds = self.config.deadlines[self.reserved][state]
         self._state = state
@@ -187,7 +187,7 @@ class Connection(TCPServer):
             Gone: the client has left, or does not receive the bytes in time.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._plain is not None:  # no time limit, as nothing waits
+        if self._plain is not None:  # no deadline: sends only what the socket takes at once
             try:
                 data = data[sockets.send_now(self._plain, data) :]
             except _BROKEN:
@@ -229,7 +229,10 @@ class Connection(TCPServer):
             else:
                 await stream.send_eof()
             while left_bytes > 0:
-                left_bytes -= len(await stream.receive_some(self._open_connections.piece_bytes)) or left_bytes
+                data = await stream.receive_some(self._open_connections.piece_bytes)
+                if not data:
+                    break
+                left_bytes -= len(data)
 
 
 class OpenConnections:

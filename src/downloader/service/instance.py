@@ -1,4 +1,4 @@
-"""State that all roles of a process share: resources, stored files, stops, and the time limit of the end."""
+"""State that all roles of a process share: settings, store, files, and how the process stops."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SEALED = "the job is encrypted with a key that is not in redis.encryption_keys"
 """Another instance may have the key."""
 
 RESERVE = 0.25
-"""Part of the grace period reserved for handing back, callbacks and closing."""
+"""Part of the grace period reserved for handing back leases, sending callbacks, and closing."""
 
 ROLES = ("api", "processor", "notifier")
 
@@ -51,7 +51,7 @@ SHARED: Mapping[str, Sequence[str]] = {
 the files that the notifier deletes, and the notifier makes the links of callbacks."""
 
 _MOST_NAMED = 3
-"""Instances named for each value."""
+"""Most instances named for each value of a setting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class Files:
     clouds: Buckets
     """In Google Cloud Storage and Azure."""
     shared: SharedFiles | None = None
-    """`None`: files that jobs share are not counted, and stay."""
+    """Counts the jobs of each shared file; `None`: shared files are never deleted."""
 
     async def put(
         self, spec: JobSpec, body: CompleteBody, mime_type: str, still_ours: Callable[[], bool]
@@ -95,8 +95,10 @@ class Files:
     async def delete(self, spec: JobSpec, digests: Sequence[str]) -> None:
         """Delete a job's file from the service's storage; a shared file is deleted with the last job.
 
-        Any other file under the job's `key`, or in a bucket that the job names, stays: it belongs to the
-        client, and may by now be another job's.
+        `digests`: the SHA-256 digests of the job's shared files; empty for a file of its own.
+
+        A file under a `key`, or in a bucket that the job names, is not deleted: it belongs to the client, and
+        another job may have replaced it.
 
         Raises:
             StorageError: the file could not be deleted; a later try may succeed.
@@ -112,8 +114,8 @@ class Files:
     def url(self, spec: JobSpec, sha256: str) -> str:
         """`download_url` of a job's file with this SHA-256.
 
-        For a bucket that the job named, the object's URL. Otherwise, in this order: below the configured
-        base, the storage's own URL, or below the API's `/files`.
+        In a bucket that the job named, the object's URL. Otherwise the first of: a URL below the configured
+        `download_url`, the storage's own URL, a URL below the API's `/files`.
         """
         key = spec.storage_key(sha256)
         if spec.bucket:
@@ -152,7 +154,7 @@ class Instance:
     bulkhead: Bulkhead | None = None
     """Divides the slots among the backends; notifiers only."""
     troubles: dict[str, Callable[[], str]] = field(default_factory=dict)
-    """By names of `TROUBLES`, the trouble of this instance as a line of text; empty without one."""
+    """Functions by the names in `TROUBLES`; each describes the trouble in a line, empty without one."""
     started_ms: int = field(default_factory=now_ms)
 
     def present_troubles(self) -> Mapping[str, str]:
@@ -203,7 +205,7 @@ async def open_files(settings: Settings, store: JobStore) -> AsyncIterator[Files
 
 
 def allowed_buckets(processor: ProcessorSettings) -> Allows:
-    """Whether jobs may name a `JobSpec.bucket`; no bucket is allowed while the plugin lacks a package."""
+    """Whether jobs may name a `JobSpec.bucket`; none if the plugin needs a package that is missing."""
     s3, cloud = (
         text_globs([] if missing_package(BUCKETS, name) else patterns)
         for name, patterns in (
@@ -233,14 +235,18 @@ def object_metadata(extra: str) -> dict[str, str]:
     return {name: value for name, value in fields.items() if isinstance(value, str)}
 
 
-def own_limits(settings: Settings) -> Mapping[str, int]:
-    """The part of a destination's own `concurrency` that each shard of the store has, by queue of callbacks.
+def _destinations(settings: Settings) -> Sequence[object]:
+    destinations = settings.backends.get("http", {}).get("destinations")
+    return destinations if isinstance(destinations, list) else ()
 
-    The plugin checks the section; an instance without the role `notifier` ignores what is malformed.
+
+def own_limits(settings: Settings) -> Mapping[str, int]:
+    """The limit per shard of each destination that has its own `concurrency`, by queue of callbacks.
+
+    Malformed destinations are left out: only the plugin checks them, when a notifier opens it.
     """
     limits = {}
-    destinations = settings.backends.get("http", {}).get("destinations")
-    for destination in destinations if isinstance(destinations, list) else ():
+    for destination in _destinations(settings):
         match destination:
             case {"match": str(url), "concurrency": int(concurrency)} if concurrency > 0:
                 limits[callback_queue("http", url)] = limit_of_shard(concurrency, settings.redis)
@@ -248,10 +254,9 @@ def own_limits(settings: Settings) -> Mapping[str, int]:
 
 
 def own_rates(settings: Settings) -> Mapping[str, float]:
-    """By queue of callbacks, a destination's own `rate`; as in `own_limits`, the malformed is ignored."""
+    """The starts per second of each destination that has its own `rate`, by queue; as in `own_limits`."""
     rates = {}
-    destinations = settings.backends.get("http", {}).get("destinations")
-    for destination in destinations if isinstance(destinations, list) else ():
+    for destination in _destinations(settings):
         match destination:
             case {"match": str(url), "rate": int(rate) | float(rate)} if rate > 0:
                 rates[callback_queue("http", url)] = rate

@@ -109,7 +109,10 @@ class StoreReader:
     async def _read_on(
         self, script: str, call: Mapping[str, Any], cursor: str, shards: Sequence[int]
     ) -> tuple[Mapping[str, Any], str]:
-        """The response of a script that reads the shards one after the other, and the next cursor."""
+        """Run a script on the shard of `cursor`; returns the answer, and the cursor of the next call.
+
+        When a shard has no more, the cursor goes on to the next of `shards`; it is empty after the last.
+        """
         match = _CURSOR.fullmatch(cursor or f"{shards[0]}..")
         if match is None or int(match[1]) not in shards:
             raise ValueError("no such cursor")
@@ -272,7 +275,7 @@ class StoreReader:
         return {series: int(value) for series, value in totals.items()}
 
     async def reports(self, role: str) -> Sequence[Mapping[str, Any]]:
-        """The facts of the live instances of a role."""
+        """The last reports of the live instances of a role."""
         names = await self._client.command("ZRANGE", self._keys.key(0, "instances", role), 0, -1)
         if not names:
             return []
@@ -299,11 +302,11 @@ class StoreReader:
         Args:
             wakes: called with the seconds until the work can run, and its shard; also after each
                 (re)subscription, because messages may have been missed.
-            owner: the owner of lease calls with a `room`. Without an owner, the functions are called only
-                while no such owner is idle.
-            idle: functions that wake the owner if it is idle, and return whether they have. Called before
-                this store makes a task runnable: the owner's lease call then follows in the same round trip,
-                and no instance is woken through the store.
+            owner: the owner of this process's lease calls with a `room`, which the store wakes by name. An
+                empty one is woken only when no owner is noted as idle.
+            idle: by kind, a function that wakes the owner if it is idle, and returns whether it did. Called
+                before this object makes a task runnable. The owner's lease call then travels in the same
+                round trip, and the store wakes no other instance.
             cancelled: called with the id of each job that is cancelled while its download runs on any
                 instance.
             task_status: started after the first subscription.
@@ -341,7 +344,7 @@ class StoreReader:
         """Receive messages and call the function of each channel, until the connection is lost."""
         first = next(iter(common))
         while True:
-            channel, text = await receive()
+            channel, text = await receive()  # the text is `None` after a (re)subscription
             if channel in own:
                 wake, shard = own[channel]
                 wake(float(text or 0) / 1000, shard)

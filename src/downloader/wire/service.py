@@ -9,7 +9,7 @@ from downloader.wire.base import Moment, WireModel, optional
 
 
 class Status(WireModel):
-    """Whether the service is to get requests."""
+    """Whether a load balancer should send requests to this instance."""
 
     status: str
 
@@ -26,7 +26,7 @@ class Ready(WireModel):
     reasons: Annotated[Sequence[str], optional()] = ()
     """Why the instance is not ready."""
     backends: Annotated[Mapping[str, bool], optional()] = {}
-    """Whether each backend of this process's notifier is healthy; an unhealthy one does not count."""
+    """Whether each backend of this process's notifier is healthy; the instance is ready even if none is."""
 
 
 class Session(WireModel):
@@ -52,9 +52,9 @@ class WaitingDownloads(WireModel):
     cooling: int
     """How many of the busiest aggregations cool down."""
     held: int = 0
-    """How many of `pending` are in aggregations, of the busiest, that are paused or cool down."""
+    """How many of `pending` wait because their aggregation, one of the busiest, is paused or cools down."""
     oldest_due_at: Moment | None = None
-    """When the first download was due that waits only for a slot, in the 100 busiest aggregations."""
+    """Due time of the first download that only a lack of slots delays, in the 100 busiest aggregations."""
     next_due_at: Moment | None
 
 
@@ -90,7 +90,7 @@ class WaitingCallbacks(WireModel):
     """The destinations with the most callbacks."""
     more_destinations: int
     failed_to: Sequence[FailedDestination]
-    """The destinations with the most failed callbacks, of the 500 failed callbacks that are kept longest."""
+    """The destinations with the most failed callbacks. Only the 500 that will be deleted last are counted."""
 
 
 class BacklogPoint(WireModel):

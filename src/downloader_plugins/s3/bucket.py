@@ -159,16 +159,16 @@ class Bucket:
             upload = await self._run(lambda _: self._begin(full, self.options))
             await self._run(lambda _: self._abort(full, upload))
         except BaseException:
-            # S3 may have created it although its answer was lost.
+            # S3 may have created the upload although the response was lost.
             await _clean_up(partial(self._abort_uploads_of, full))
             raise
 
     async def sweep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Abort the uploads of crashed instances, which cost money and are not visible as objects.
 
-        Aborts old uploads that have the service's form of keys, and all uploads of `check`, also those of an
-        instance that runs `check` at the same time, which does no harm. Does nothing if uploads cannot be
-        listed.
+        Aborts the uploads of `check`, and uploads older than `_LEFTOVER_AGE` under a key of the service's
+        form. An instance that runs `check` at the same time does not notice. Does nothing if the uploads
+        cannot be listed.
         """
         task_status.started()
         now = datetime.now(UTC)
@@ -180,7 +180,9 @@ class Bucket:
                     age = now - upload.get("Initiated", now)  # missing on some servers
                     short = upload["Key"].removeprefix(self.folder)
                     if short == CHECK_KEY or (age > _LEFTOVER_AGE and _OUR_KEY.fullmatch(short)):
-                        async with self.uploads.turn(upload["Key"]):  # in case of a wrong server clock
+                        async with self.uploads.turn(
+                            upload["Key"]
+                        ):  # our own upload looks old if the server's clock is wrong
                             if upload["UploadId"] not in self.uploads.live:
                                 await self._abort_upload(upload["Key"], upload["UploadId"])
                 after = {
@@ -214,12 +216,12 @@ class Bucket:
             self.uploads.live.discard(upload)
 
     async def _begun(self, key: str, options: Mapping[str, Any], body: Body) -> tuple[int, str]:
-        """Begin an upload; return the number of requests and the upload's id."""
+        """Begin an upload; return how often that was tried, and the upload's id."""
         requests = count(1)
         try:
             return await self._tried(lambda _: (next(requests), self._begin(key, options)))
         except BaseException:
-            # S3 may have created it although its answer was lost.
+            # S3 may have created the upload although the response was lost.
             await _clean_up(partial(self._abort_earlier, key, body))
             raise
 
@@ -275,7 +277,7 @@ class Bucket:
         except (BotoCoreError, ClientError, ResponseParserError, OSError) as exc:
             raise explain(exc, bucket=self.name, own=self.own) from exc
 
-    # Each of the following methods makes one request, in a thread.
+    # The following methods run in a thread; each makes at most one request.
 
     def _put_whole(self, key: str, body: Body, call: Call) -> None:
         if body.path is None:
@@ -302,7 +304,7 @@ class Bucket:
     def _begin(self, key: str, options: Mapping[str, Any]) -> str:
         response = self.clients.quick.create_multipart_upload(Bucket=self.name, Key=key, **options)
         if not response.get("UploadId"):
-            raise StorageError(f"S3 bucket {self.name}: its answer has no UploadId")
+            raise StorageError(f"S3 bucket {self.name}: the response has no UploadId")
         return response["UploadId"]
 
     def _send_part(self, part: _Part, call: Call) -> str:
@@ -384,7 +386,7 @@ class Bucket:
         """The ETag of a response; a response without ETag confirms nothing, even with status 200."""
         etag = str(response.get("ETag") or "")
         if not etag:
-            raise StorageError(f"S3 bucket {self.name}: its answer has no ETag")
+            raise StorageError(f"S3 bucket {self.name}: the response has no ETag")
         return etag
 
 
