@@ -263,7 +263,7 @@ async def test_what_an_operator_sets_stays_without_jobs(api: Served) -> None:
     assert (await api.client.get("/aggregations/a")).status_code == 404, "all of it was taken back"
 
 
-@pytest.mark.parametrize("name", ["x" * 129, "a%00b", "%E2%80%8B"])
+@pytest.mark.parametrize("name", ["x" * 129, "a%00b", "%E2%80%8B", ""])
 async def test_what_no_job_can_name_is_no_aggregation(api: Served, name: str) -> None:
     answer = await api.client.patch(f"/aggregations/{name}", json={"paused": True})
     assert answer.status_code == 404

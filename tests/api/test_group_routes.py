@@ -140,7 +140,7 @@ async def test_any_name_that_a_job_can_have(api: Served, name: str) -> None:
     assert (await api.client.post(f"/groups/{quoted}/seal")).json()["name"] == name
 
 
-@pytest.mark.parametrize("name", ["a%E2%80%8Bb", "x" * 129])
+@pytest.mark.parametrize("name", ["a%E2%80%8Bb", "x" * 129, ""])
 async def test_a_name_that_no_job_can_have(api: Served, name: str) -> None:
     for path in (f"/groups/{name}", f"/groups/{name}/seal"):
         answer = await api.client.post(path, json=CALLBACK)

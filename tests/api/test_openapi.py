@@ -90,9 +90,11 @@ async def test_the_document_of_an_open_api(deps: ApiDeps) -> None:
     assert job["properties"]["callback_type"]["enum"] == ["", "none", "http", "sqs", None]
     codes = {each["const"] for each in schemas["Problem"]["properties"]["code"]["oneOf"]}
     assert codes == set(CODES)
-    [callback] = document["paths"]["/download"]["post"]["callbacks"]["finished"].values()
-    [content] = callback["post"]["requestBody"]["content"].values()
-    assert content["schema"] == {"$ref": "#/components/schemas/Callback"}
+    for path, payload in (("/download", "Callback"), ("/groups/{group}", "GroupCallback")):
+        [callback] = document["paths"][path]["post"]["callbacks"]["finished"].values()
+        [content] = callback["post"]["requestBody"]["content"].values()
+        assert content["schema"] == {"$ref": f"#/components/schemas/{payload}"}
+        assert payload in schemas
 
 
 def with_tokens() -> ApiSettings:

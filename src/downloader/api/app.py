@@ -53,6 +53,7 @@ from downloader.server import (
     serve_http,
 )
 from downloader.store import StoreError, StoreRefused
+from downloader.wire import Callback
 
 _log = get_logger()
 
@@ -96,7 +97,7 @@ class Api:
             scope[CALLER] = self._admit(scope, headers, route)
             if route is not None and route.plain:
                 serve: AsgiApp = partial(route.handler, self.context)
-                if deps.traces and route.calls_back:
+                if deps.traces and route.callback is Callback:
                     serve = partial(_traced, deps.traces, serve)
                 await serve(scope, receive, send)
                 deps.counters.add("requests", 1, route.rule, "2xx")
@@ -106,7 +107,7 @@ class Api:
             answer = as_problem(error)
             rule = route.rule if route and route.plain else UNKNOWN
             deps.counters.add("requests", 1, rule, status_class(answer.status))
-            if route and route.calls_back:
+            if route and route.callback is Callback:
                 deps.counters.add("jobs_refused", 1, rule, answer.code)
             await send_response(send, status=answer.status, headers=answer.headers(), body=answer.body())
 

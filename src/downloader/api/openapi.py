@@ -81,7 +81,7 @@ class Description:
 def openapi_document(routes: Sequence[Route], settings: ApiSettings, backends: Iterable[str]) -> Document:
     """The document for an API with these settings, and these notifier backends by name."""
     types = {id(kind): kind for route in routes for kind in _types(route)}
-    types |= {id(kind): kind for kind in (Problem, Callback)}
+    types[id(Problem)] = Problem
     requests = [route.body for route in routes]
     schemas, definitions = TypeAdapter.json_schemas(
         [
@@ -137,7 +137,7 @@ def _words(text: str) -> Markup:
 
 
 def _types(route: Route) -> list[Any]:
-    kinds = [route.body, *(response.body for response in route.responses.values())]
+    kinds = [route.body, route.callback, *(response.body for response in route.responses.values())]
     return [kind for kind in kinds if kind is not None]
 
 
@@ -162,9 +162,10 @@ def _operation(route: Route, schemas: Mapping[int, Document], *, tokens: bool) -
     if route.body is not None:
         content = {route.body_type: {"schema": schemas[id(route.body)]}}
         operation["requestBody"] = {"required": True, "content": content}
-    if route.calls_back:
-        payload = schemas[id(Callback)]
-        operation["callbacks"] = {"finished": {"{$request.body#/callback_dst}": {"post": _callback(payload)}}}
+    if route.callback is not None:
+        summary = "The job has ended" if route.callback is Callback else "The group is complete"
+        called = _callback(summary, schemas[id(route.callback)])
+        operation["callbacks"] = {"finished": {"{$request.body#/callback_dst}": {"post": called}}}
     if tokens:
         operation["security"] = [{"token": [route.scope]}] if route.scope else []
     return operation
@@ -218,12 +219,12 @@ def _problem(meaning: str) -> Document:
     return {"description": meaning, "content": {CONTENT_TYPE: {"schema": schema}}}
 
 
-def _callback(payload: Document) -> Document:
-    """The request that reports a job's end to an `http` destination."""
+def _callback(summary: str, payload: Document) -> Document:
+    """The request that reports the end of a job or group to an `http` destination."""
     return {
-        "summary": "The job has ended",
-        "description": "Sent to `callback_dst`, or after a failure to `callback_error_dst`, if the type is"
-        " `http`; the headers are those of Standard Webhooks. Other backends send the same payload.",
+        "summary": summary,
+        "description": "Sent to `callback_dst`, or of a failed job to its `callback_error_dst`, if the type"
+        " is `http`; the headers are those of Standard Webhooks. Other backends send the same payload.",
         "parameters": [
             {"name": name, "in": "header", "description": description, "schema": {"type": "string"}}
             for name, description in _WEBHOOK_HEADERS.items()

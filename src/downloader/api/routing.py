@@ -81,8 +81,9 @@ class Declaration:
     body: Any = None
     """The type of the request's body, for pydantic; `None`: there is none."""
     body_type: str = JSON
-    calls_back: bool = False
-    """The job of this request is reported by a callback."""
+    callback: Any = None
+    """The type of the payload that a later callback has, `Callback` or `GroupCallback`; `None`: there is no
+    callback."""
     plain: bool = False
     """The handler is an ASGI function that sends the response."""
     when_crowded: bool = False

@@ -261,7 +261,7 @@ def can_be_named(aggr_id: str) -> bool:
     """Whether a job can have this name. Bytes that are not UTF-8 have become U+FFFD in the name."""
     encoded = quote(aggr_id, safe="").encode()
     is_unicode = "\ufffd" not in aggr_id or encoded.lower() in request.scope["raw_path"].lower()
-    return is_unicode and aggr_id.isprintable() and len(aggr_id) <= MAX_AGGREGATION_CHARS
+    return is_unicode and aggr_id.isprintable() and 0 < len(aggr_id) <= MAX_AGGREGATION_CHARS
 
 
 async def _known(context: Context, aggregation: Aggregation | None) -> Aggregation:

@@ -32,7 +32,7 @@ from downloader.api.submission import (
 from downloader.observe import Counters, get_logger
 from downloader.server import STREAMED, Gone, HttpError, Message, Receive, Send, client_of, send_response
 from downloader.store import Accepted, StoreError, StoreUnavailable, Submission
-from downloader.wire import AcceptedLine, DownloadRequest, Fault, LineProblem
+from downloader.wire import AcceptedLine, Callback, DownloadRequest, Fault, LineProblem
 
 _KEY_HEADER = "Idempotency-Key"
 
@@ -49,7 +49,7 @@ _log = get_logger()
     SINGLE_PATH,
     scope="submit",
     plain=True,
-    calls_back=True,
+    callback=Callback,
     headers=[
         {
             "name": _KEY_HEADER,
@@ -189,7 +189,7 @@ class Lines:
     BULK_PATH,
     scope="submit",
     plain=True,
-    calls_back=True,
+    callback=Callback,
     body=DownloadRequest,
     body_type=NDJSON,
     responses={

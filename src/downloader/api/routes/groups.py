@@ -16,14 +16,14 @@ from downloader.api.routes.aggregations import CANCELLED_AT_ONCE, can_be_named, 
 from downloader.api.routing import Paged, ResponseSpec, bad_query, next_page, route
 from downloader.api.submission import over_quota
 from downloader.store import CallbackPlan
-from downloader.wire import CancelledJobs, Group, GroupPage, GroupRequest
+from downloader.wire import CancelledJobs, Group, GroupCallback, GroupPage, GroupRequest
 
 PAGE = 100
 """About how many groups a page has."""
 
 _FIELDS = GroupRequest.__annotations__
 
-_NAME = "the name is too long or has invisible characters"
+_NAME = "the name is empty, too long, or has invisible characters"
 
 
 @route(
@@ -66,6 +66,7 @@ async def show(context: Context, group: str) -> Group:
     "/groups/<aggregation:group>",
     scope="submit",
     body=GroupRequest,
+    callback=GroupCallback,
     responses={HTTPStatus.OK: ResponseSpec("The group.", Group)},
     problems=["group_complete", "over_quota"],
 )
