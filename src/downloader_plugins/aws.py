@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _REASONS: Mapping[str, str] = {
     "NoCredentialsError": "no credentials were found",
     "PartialCredentialsError": "the credentials are incomplete",
-    "CredentialRetrievalError": "the credentials could not be had",
+    "CredentialRetrievalError": "the credentials cannot be obtained",
     "ConnectTimeoutError": "no connection in time",
     "ReadTimeoutError": "no answer in time",
     "SSLError": "TLS handshake failed",

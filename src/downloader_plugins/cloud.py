@@ -442,25 +442,24 @@ def _read(path: Path, size: int, part_bytes: int, call: Call) -> Iterator[bytes]
 
 
 def _explain(exc: Exception, *, bucket: str, own: bool) -> StorageError:
-    """The `StorageError` for an error of obstore; the text of obstore may contain secrets, and is left out.
+    """The `StorageError` for an error of obstore, without its text, which may contain secrets.
 
-    For the service's `own` bucket, no error but a file that is too large is final. Another bucket that is
-    missing or forbidden gives `StorageRefused`.
+    A file that is too large is refused for good (`StorageRefused`), and so is a bucket of a job that is
+    missing or forbidden. The service's `own` bucket may be mended, so its other errors are not final.
     """
-    text = str(exc)
-    match = _STATUS.search(text)
+    secret_text = str(exc)
+    match = _STATUS.search(secret_text)
     if match is None:
-        reason = (
-            "the credentials could not be had"
-            if _CREDENTIALS.search(text)
-            else "no answer in time"
-            if _TIMEOUT.search(text)
-            else "the request failed"
-        )
-        return StorageError(f"{bucket}: {reason}")
-    if "<Code>InvalidBlockList</Code>" in text:
+        return StorageError(f"{bucket}: {_reason_without_status(secret_text)}")
+    if "<Code>InvalidBlockList</Code>" in secret_text:
         return PassingError(f"{bucket}: another upload of the same key has ended meanwhile")
     status = int(match[1])
     text = f"{bucket}: status {status}" + (f": {_MEANING[status]}" if status in _MEANING else "")
     at_fault = 400 <= status < 500 and status not in _NOT_THE_BUCKET  # noqa: PLR2004 - the client errors
     return StorageRefused(text) if status == _TOO_LARGE or (at_fault and not own) else StorageError(text)
+
+
+def _reason_without_status(secret_text: str) -> str:
+    if _CREDENTIALS.search(secret_text):
+        return "the credentials cannot be obtained"
+    return "no answer in time" if _TIMEOUT.search(secret_text) else "the request failed"

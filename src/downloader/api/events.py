@@ -123,12 +123,13 @@ class Events:
     async def listener(
         self, allows: Allows, address: str, until: float = math.inf
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Register a listener while the context is open; yields the listener's events, which end at `until`.
+        """Register a listener while the context is open; yields the listener's events, encoded.
 
-        `allows`: the aggregations that the caller may see.
+        The events end at the Trio time `until`, and at `stop`. `allows`: the aggregations that the caller may
+        see. After a cancel the listener is no longer counted.
 
         Raises:
-            Refused: 503, there are too many listeners in all or from this address.
+            Refused: 503, there are too many listeners in all or from this address, or `stop` was called.
         """
         listening = self._listening
         if (

@@ -133,6 +133,7 @@ def check_path(text: str, code: str) -> Sequence[str]:
 
 
 def _storage_url(text: str) -> str:
+    """Check the URL of a bucket, and of a folder there; returns the URL without a slash at the end."""
     if not text:
         return text
     try:

@@ -100,7 +100,10 @@ class Cors:
         ]
 
     def around(self, send: Send, method: str, headers: Mapping[bytes, bytes]) -> Send:
-        """Wrap `send` to add the headers that let an allowed page read the response."""
+        """Wrap `send` to add the headers that let an allowed page read the response to a `GET` or `HEAD`.
+
+        Any other page gets `Vary` only, because a cache may have the response for an allowed one.
+        """
         if not self._origins or method not in ("GET", "HEAD"):
             return send
         more = self._headers(headers) if self.permits(headers) else [_VARY]

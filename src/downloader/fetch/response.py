@@ -166,7 +166,7 @@ class FileResponse:
 
 
 def metadata_of(fields: Sequence[Field], hop: Hop, *, not_modified: bool = False) -> ResponseMetadata:
-    """Metadata of the file from the response to a hop, a success or a 304."""
+    """Metadata of the file from the fields of a success or a 304, which answered `hop`."""
     by_name = first_fields(fields)
     return ResponseMetadata(
         etag=_text(by_name.get(b"etag")),

@@ -186,7 +186,7 @@ class EgressPolicy:
         return None
 
     def check_name(self, host: str) -> None:
-        """Refuse a host that is denied by name, before a look-up.
+        """Refuse a host that is denied by name, before a look-up; `host` as for `check`.
 
         Raises:
             EgressRefused: the name is listed in `deny`.

@@ -27,7 +27,7 @@ from downloader.storage.protocol import Body, Buckets, Storage, StorageHost, Sto
 
 
 class _checked:  # noqa: N801  # cheaper than a generator: two for each job
-    """A call of a plugin: raises only `StorageError`."""
+    """Context around a call of a plugin: any exception is raised as a `StorageError`, except a cancel."""
 
     __slots__ = ("_call",)
 

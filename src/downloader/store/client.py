@@ -199,7 +199,10 @@ class StoreClient:
         await self._call_shard(shard, lambda server: prepare(server, self._library))
 
     async def command(self, *words: str | int, shard: int = 0) -> Any:
-        """Run a plain command on the keys of `shard`. Raises as `run` does."""
+        """Run a plain command on the keys of `shard`; returns the reply as redis-py parses it.
+
+        Bounded in time and shielded, as all calls are. Raises as `run` does.
+        """
         return await self._call_shard(shard, lambda server: server.execute_command(*words))
 
     async def ping(self, shard: int) -> None:

@@ -167,30 +167,21 @@ class GroupStore(StoreReader):
     async def _complete(self, name: str, due_in: int | None = None) -> None:
         """Seal a group in all shards of a Cluster; complete the group if no shard has an unfinished job.
 
-        `due_in` is the shard in which the group was due. The home shard is sealed first and opened last, so
-        if only the home shard is open, it has lost the seal: the group is opened in all other shards too.
+        `due_in` is the shard in which the group was due.
         """
         home = self._home(name)
         mark = await self._seal_in(home, name)
         if mark is None:
-            other = home if due_in is None else due_in
-            left = await self._seal_in(other, name)
-            if left is not None and await self._seal_in(home, name) is None:  # nobody has sealed it meanwhile
-                others = [shard for shard in range(self._keys.shards) if shard != home]
-                await self._parts([{"name": name, "reopen": True, "mark": left}], others)
+            if due_in is not None:
+                await self._reopen_all(name, due_in)
             return
-        if (shard := self._unfinished_in.pop((name, mark), None)) is not None:
-            [answer] = await self._client.run("group", shard, {}, [{"name": name}])
-            if codec.fields(answer).get("unfinished"):
-                self._unfinished_in[name, mark] = shard
-                return
+        if await self._was_unfinished(name, mark):
+            return
         row = {"name": name, "seal": True, "mark": mark}
         [parts] = await self._parts([row])
         if "completed" not in parts[home]:
             if unfinished := [shard for shard, part in enumerate(parts) if part["unfinished"]]:
-                if len(self._unfinished_in) >= MAX_UNFINISHED:
-                    self._unfinished_in.clear()
-                self._unfinished_in[name, mark] = unfinished[0]
+                self._note_unfinished(name, mark, unfinished[0])
                 return
             # The shards answer at different times, and a failed job may be retried meanwhile. If all answers
             # are the same a second time, there was a moment between when no job was unfinished.
@@ -200,6 +191,33 @@ class GroupStore(StoreReader):
             await self._client.run("complete", home, call)
             failpoint("after-group-complete")
         await self._parts([{"name": name, "completed": True, "mark": mark}])
+
+    async def _reopen_all(self, name: str, sealed_in: int) -> None:
+        """Open a group in all other shards if its home shard has lost the seal, and `sealed_in` has it.
+
+        The home shard is sealed first and opened last, so no other state has only the home shard open.
+        """
+        home = self._home(name)
+        mark = await self._seal_in(sealed_in, name)
+        if mark is not None and await self._seal_in(home, name) is None:  # nobody has sealed it meanwhile
+            others = [shard for shard in range(self._keys.shards) if shard != home]
+            await self._parts([{"name": name, "reopen": True, "mark": mark}], others)
+
+    async def _was_unfinished(self, name: str, mark: str) -> bool:
+        """Whether the shard that had unfinished jobs at the last look has some now; false without a look."""
+        shard = self._unfinished_in.pop((name, mark), None)
+        if shard is None:
+            return False
+        [answer] = await self._client.run("group", shard, {}, [{"name": name}])
+        unfinished = bool(codec.fields(answer).get("unfinished"))
+        if unfinished:
+            self._note_unfinished(name, mark, shard)
+        return unfinished
+
+    def _note_unfinished(self, name: str, mark: str, shard: int) -> None:
+        if len(self._unfinished_in) >= MAX_UNFINISHED:
+            self._unfinished_in.clear()
+        self._unfinished_in[name, mark] = shard
 
     async def _seal_in(self, shard: int, name: str) -> str | None:
         """The time of a group's seal in a shard; `None` if the group is open there."""

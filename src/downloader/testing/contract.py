@@ -149,7 +149,13 @@ class Times:
 
 
 def check_line(text: object, secrets: Sequence[str], what: str) -> None:
-    """Check a text for people: one line, not empty, not too long, without a secret."""
+    """Check a text that people read: one line, not empty, at most 500 characters, without a secret.
+
+    `what` names the text in the message.
+
+    Raises:
+        AssertionError: the text breaks one of these rules.
+    """
     assert isinstance(text, str), f"{what} is {text!r}, not a text"
     assert text.strip(), f"{what} is empty"
     assert len(text.splitlines()) == 1, f"{what} is more than one line: {text!r}"
