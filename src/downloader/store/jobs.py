@@ -226,37 +226,31 @@ class JobStore(GroupStore):
             room=room or None,
             types=codec.types(types),
         )
+        wanted = _Wanted(count, shares)
         leases: list[Lease] = []
-        answered: dict[int, Mapping[str, Any]] = {}
-        unproven, failing = shares.unproven, shares.failing
-        while shards and (count == 0 or len(leases) < count):
+        due_ms: list[int] = []
+        while shards and (wanted.count > 0 or not count):
             # At most one shard per free slot at a time, so that no more leases are granted than there are
             # slots.
-            free = count - len(leases)
-            now, shards = (shards[:free], shards[free:]) if count else (shards, [])
-            counts = zip(*(_split(total, len(now)) for total in (free, unproven, failing)), strict=True)
-            calls = {
-                shard: {**common, "count": most, "unproven": some, "failing": few}
-                for shard, (most, some, few) in zip(now, counts, strict=True)
-            }
-            answers = await self._client.ask(
-                now, partial(self._lease_from, calls, requests), some=bool(answered)
-            )
-            answered |= answers
-            for shard, answer in answers.items():
+            at_once = wanted.count if count else len(shards)
+            asked, shards = shards[:at_once], shards[at_once:]
+            limits = wanted.split(len(asked))
+            calls = {shard: common | of_shard for shard, of_shard in zip(asked, limits, strict=True)}
+            ask = partial(self._lease_from, calls, requests)
+            for shard, answer in (await self._client.ask(asked, ask, some=bool(due_ms))).items():
                 granted = [codec.lease(kind, flat, self._unseal) for flat in answer["leases"]]
-                unproven -= sum(not lease.proven for lease in granted)
-                failing -= sum(lease.failing for lease in granted)
+                wanted.subtract(granted)
                 leases += granted
+                due_ms.append(answer["due_ms"])
                 requests.note(shard, answer["look_ms"], idle=not room or len(granted) < room)
         if 0 < room <= len(leases) and requests.idle_at:
             # Each shard notes an owner that has room after this shard's answer alone.
             with suppress(StoreUnavailable):
                 await self.withdraw(kind, owner, types, requests=requests)
-        due_s = [answer["due_ms"] / 1000 for answer in answered.values() if answer["due_ms"] >= 0]
+        next_due_s = min((due / 1000 for due in due_ms if due >= 0), default=None)
         return LeaseBatch(
             leases=leases,
-            next_due_s=0 if shards else min(due_s, default=None),
+            next_due_s=0 if shards else next_due_s,
             look_s=requests.look_s(),
         )
 
@@ -561,6 +555,29 @@ class JobStore(GroupStore):
 
 def _digest_of(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+class _Wanted:
+    """The tasks that a lease call may still get, while it asks one group of shards after another."""
+
+    def __init__(self, count: int, shares: Shares) -> None:
+        self.count = count
+        self._unproven = shares.unproven
+        self._failing = shares.failing
+
+    def split(self, shards: int) -> Sequence[dict[str, int]]:
+        """The limits of `lease.lua` for each of some shards, as equal as possible."""
+        totals = (self.count, self._unproven, self._failing)
+        return [
+            {"count": count, "unproven": unproven, "failing": failing}
+            for count, unproven, failing in zip(*(_split(total, shards) for total in totals), strict=True)
+        ]
+
+    def subtract(self, leases: Sequence[Lease]) -> None:
+        """Count leases that were granted; a repeated answer may have more than `count`."""
+        self.count -= len(leases)
+        self._unproven -= sum(not lease.proven for lease in leases)
+        self._failing -= sum(lease.failing for lease in leases)
 
 
 def _split(total: int, parts: int) -> Iterable[int]:
