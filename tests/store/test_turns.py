@@ -6,10 +6,21 @@ from dataclasses import replace
 
 import pytest
 
+from downloader.config import RedisSettings
+from downloader.ids import shard_of
 from downloader.model import CallbackOutcome, Kind, Outcome, Verdict
-from downloader.store import CallbackPlan, JobStore, Shares
-from servers.jobs import closed, downloaded, leased, submitted, tried_again
+from downloader.store import (
+    CLUSTER_SHARDS,
+    CallbackPlan,
+    JobStore,
+    Shares,
+    Submission,
+    asyncio_loop,
+    open_store,
+)
+from servers.jobs import closed, downloaded, leased, spec_for, submitted, tried_again
 from servers.raw_store import RawStore
+from servers.valkey_groups import open_cluster
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
 DELIVERED = CallbackOutcome(verdict=Verdict.SUCCEEDED)
@@ -47,6 +58,27 @@ async def test_destinations_that_have_not_answered_get_as_many_as_allowed(store:
     for destination in "abc":
         await calls_back(store, f"http {destination}")
     assert len(await queues(store, Kind.CALLBACK, 9, Shares(unproven=2))) == 2
+
+
+@pytest.mark.slow
+async def test_the_limits_of_a_call_hold_over_all_shards_of_a_cluster() -> None:
+    with open_cluster(primaries=1) as [node]:
+        settings = RedisSettings(url=f"redis://127.0.0.1:{node.port}", cluster=True)
+        async with asyncio_loop(), open_store(settings) as store:
+            specs = [spec_for(store, f"g{number}") for number in range(400)]
+            one_per_shard = {shard_of(spec.id, CLUSTER_SHARDS): spec for spec in specs}
+            assert len(one_per_shard) == CLUSTER_SHARDS
+            await store.submit([Submission(spec=spec) for spec in one_per_shard.values()])
+            batches = [await store.lease(Kind.DOWNLOAD, "me", count, 30) for count in (1, 3, 99)]
+            assert [len(batch.leases) for batch in batches] == [1, 3, CLUSTER_SHARDS - 4]
+            plans = [
+                downloaded(lease, OK, CallbackPlan(queue=f"http {lease.id}", limit=9), 0)
+                for batch in batches
+                for lease in batch.leases
+            ]
+            await store.settle("me", plans)
+            few = CLUSTER_SHARDS // 2  # shards are asked in two rounds
+            assert len(await queues(store, Kind.CALLBACK, few, Shares(unproven=1))) == 1
 
 
 async def test_destinations_that_answer_and_others_take_turns(store: JobStore) -> None:
