@@ -253,8 +253,12 @@ def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
         Refused: 403 with the fields.
     """
     callback, error_callback = spec.callback(success=True), spec.callback(success=False)
-    place = spec.prefix + (spec.key or (spec.subpath and f"{spec.subpath}/"))
-    place_field = "key" if spec.key else "subpath" if spec.subpath else "storage_url"
+    if spec.key:
+        place_field, place = "key", f"{spec.prefix}{spec.key}"
+    elif spec.subpath:
+        place_field, place = "subpath", f"{spec.prefix}{spec.subpath}/"
+    else:
+        place_field, place = "storage_url", spec.prefix
     fields = (
         ("aggr_id", caller.aggregations(spec.aggr_id)),
         ("group", not spec.group or caller.aggregations(spec.group)),

@@ -142,26 +142,10 @@ def _follow(
 
 
 def _list(rows: Sequence[ListedJob], *, head: bool) -> None:
-    """Rows of a table on a terminal, tab-separated lines elsewhere."""
-    from downloader.cli.submit_report import STYLES
-
-    cells: list[list[Cell]] = [
-        [
-            row.id,
-            (row.state, STYLES.get(row.state, "")),
-            (row.callback or "", STYLES.get(row.callback or "", "")),
-            local_time(row.finished_at),
-            row.aggr_id,
-            row.error,
-            row.error_code,
-            row.destination,
-            row.url,
-            str(row.progress.received) if row.progress else "",
-        ]
-        for row in rows
-    ]
+    """Print rows of a table on a terminal, tab-separated lines elsewhere."""
+    cells = [_cells(row) for row in rows]
     if not sys.stdout.isatty():
-        show_table((), cells)
+        show_table((), [list(row.values()) for row in cells])
         return
     from rich.console import Console
     from rich.filesize import decimal
@@ -170,30 +154,48 @@ def _list(rows: Sequence[ListedJob], *, head: bool) -> None:
     columns = list(_columns(unfinished=rows[0].state in ("pending", "running"), width=Console().width))
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", show_header=head, expand=True)
     # Fixed widths except for texts, so that the columns of all pages line up.
-    for name, _, width, ratio in columns:
+    for name, width, ratio in columns:
         table.add_column(name, width=width, ratio=ratio, no_wrap=True)
     for job, row in zip(rows, cells, strict=True):
-        # A time without year and seconds.
-        row[5] = job.error.removeprefix(STATUS_PREFIX)
-        row[3] = decimal(job.progress.received) if job.progress else local_time(job.finished_at)[5:16]
-    print_rows(table, [[row[cell] for _, cell, _, _ in columns] for row in cells])
+        row["error"] = job.error.removeprefix(STATUS_PREFIX)
+        short_time = local_time(job.finished_at)[5:16]  # without year and seconds
+        row["ended"] = row["so far"] = decimal(job.progress.received) if job.progress else short_time
+    print_rows(table, [[row[name] for name, _, _ in columns] for row in cells])
 
 
-def _columns(*, unfinished: bool, width: int) -> Iterator[tuple[str, int, int | None, int | None]]:
-    """The columns for which a terminal has room: name, place in the row, and width or share of the rest."""
-    yield "job", 0, 14, None
-    yield "state", 1, 9, None
+def _cells(row: ListedJob) -> dict[str, Cell]:
+    """The cells of a tab-separated line, by the names of a terminal's columns."""
+    from downloader.cli.submit_report import STYLES
+
+    return {
+        "job": row.id,
+        "state": (row.state, STYLES.get(row.state, "")),
+        "callback": (row.callback or "", STYLES.get(row.callback or "", "")),
+        "ended": local_time(row.finished_at),
+        "aggregation": row.aggr_id,
+        "error": row.error,
+        "code": row.error_code,
+        "destination": row.destination,
+        "url": row.url,
+        "so far": str(row.progress.received) if row.progress else "",
+    }
+
+
+def _columns(*, unfinished: bool, width: int) -> Iterator[tuple[str, int | None, int | None]]:
+    """The columns for which a terminal has room: name, and width or share of the remaining width."""
+    yield "job", 14, None
+    yield "state", 9, None
     if not unfinished:
-        yield "callback", 2, 9, None
-    yield ("so far" if unfinished else "ended"), 3, 11, None
-    yield "aggregation", 4, None, 2
+        yield "callback", 9, None
+    yield ("so far" if unfinished else "ended"), 11, None
+    yield "aggregation", None, 2
     if not unfinished:
-        yield "error", 5, None, 3
+        yield "error", None, 3
         if width >= VERY_WIDE:
-            yield "code", 6, None, 1
-            yield "destination", 7, None, 2
+            yield "code", None, 1
+            yield "destination", None, 2
     if unfinished or width >= WIDE:
-        yield "url", 8, None, 4
+        yield "url", None, 4
 
 
 def failures(*, aggr_id: AggrId = None, q: Part = None, json_: Json = False, service: Service = LOCAL) -> int:

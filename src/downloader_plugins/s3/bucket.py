@@ -201,11 +201,11 @@ class Bucket:
             # Abort the uploads of earlier attempts. An attempt still running on another instance then fails.
             check_ours(body)
             await self._abort_earlier(key, body)
-            requests, upload = await self._begun(key, options, body)
+            tries, upload = await self._begun(key, options, body)
             self.uploads.live.add(upload)
         try:
-            if requests > 1:
-                # S3 may have carried out an earlier request although the response was lost.
+            if tries > 1:
+                # S3 may have begun an upload in an earlier try although the response was lost.
                 await self._abort_earlier(key, body)
             etags = await self._send_parts(key, upload, body.size, path)
             await self._tried(lambda _: self._complete(key, upload, etags, body))
@@ -217,9 +217,9 @@ class Bucket:
 
     async def _begun(self, key: str, options: Mapping[str, Any], body: Body) -> tuple[int, str]:
         """Begin an upload; return how often that was tried, and the upload's id."""
-        requests = count(1)
+        tries = count(1)
         try:
-            return await self._tried(lambda _: (next(requests), self._begin(key, options)))
+            return await self._tried(lambda _: (next(tries), self._begin(key, options)))
         except BaseException:
             # S3 may have created the upload although the response was lost.
             await _clean_up(partial(self._abort_earlier, key, body))
