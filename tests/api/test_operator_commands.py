@@ -14,11 +14,12 @@ import pytest
 import trio
 from pydantic import SecretStr
 
+from downloader.cli.jobs import _list
 from downloader.client import ApiProblem, Client, Job, Unreachable
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import CallbackOutcome, ErrorCode, FileFacts, Kind, Lease, Outcome, Verdict
 from downloader.phases import Phases
-from downloader.wire import BacklogPoint, LineProblem
+from downloader.wire import BacklogPoint, LineProblem, ListedJob, Progress
 from servers.api import JOB, Served, Serving
 from servers.cli import Ran, Run
 from servers.jobs import end_all, leased, submitted
@@ -298,6 +299,20 @@ async def test_jobs(run: Run, api: Served, monkeypatch: pytest.MonkeyPatch) -> N
     assert head.split() == ["job", "state", "so", "far", "aggregation", "url"]
     assert row.split()[1:] == ["pending", "wait.example", "https://wait.example/a"]
     assert "https://" in row
+
+
+def test_a_running_job_is_listed_with_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = Progress(received=1_500_000, instance="i")
+    job = ListedJob(id="0" * 14, aggr_id="a", url="http://h/", state="running", progress=progress)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "25")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    _list([job], head=True)
+    assert terminal.getvalue().splitlines()[1].split() == [job.id, "running", "1.5", "MB", "a", "http://h/"]
+    monkeypatch.setattr(sys, "stdout", piped := io.StringIO())
+    _list([job], head=True)
+    assert piped.getvalue().rstrip("\n").split("\t")[-2:] == ["http://h/", "1500000"]
 
 
 async def test_jobs_that_end_are_followed(run: Run, api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
