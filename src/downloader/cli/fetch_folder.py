@@ -92,7 +92,7 @@ class OutputFolder:
 
 @contextlib.contextmanager
 def open_output(folder: Path) -> Iterator[OutputFolder]:
-    """Open the output folder, created if missing. At the end, files that have got no name are deleted.
+    """Open the output folder, created if missing. At the end, files without a final name are deleted.
 
     Raises:
         ConfigError: not a folder, not writable, the hidden folder belongs to another user, or another run

@@ -23,7 +23,7 @@ from downloader.server.limits import PIECE_BYTES, Limits, State, client_address,
 from downloader.server.parser import Received
 
 SMALLEST_PIECE_BYTES = 4 * 1024
-"""Size of a read when so many connections are open that each could read less."""
+"""Least size of a read, however many connections share `Limits.unread_bytes`."""
 
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 

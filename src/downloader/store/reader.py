@@ -302,8 +302,8 @@ class StoreReader:
         Args:
             wakes: called with the seconds until the work can run, and its shard; also after each
                 (re)subscription, because messages may have been missed.
-            owner: the owner of this process's lease calls with a `room`, which the store wakes by name. An
-                empty one is woken only when no owner is noted as idle.
+            owner: the owner of this process's lease calls with a `room`, which the store wakes by name.
+                Without an owner, the functions are called only if the store has noted no owner as idle.
             idle: by kind, a function that wakes the owner if it is idle, and returns whether it did. Called
                 before this object makes a task runnable. The owner's lease call then travels in the same
                 round trip, and the store wakes no other instance.

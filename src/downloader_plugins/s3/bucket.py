@@ -180,9 +180,8 @@ class Bucket:
                     age = now - upload.get("Initiated", now)  # missing on some servers
                     short = upload["Key"].removeprefix(self.folder)
                     if short == CHECK_KEY or (age > _LEFTOVER_AGE and _OUR_KEY.fullmatch(short)):
-                        async with self.uploads.turn(
-                            upload["Key"]
-                        ):  # our own upload looks old if the server's clock is wrong
+                        # An upload of this process looks old if the server's clock is wrong.
+                        async with self.uploads.turn(upload["Key"]):
                             if upload["UploadId"] not in self.uploads.live:
                                 await self._abort_upload(upload["Key"], upload["UploadId"])
                 after = {
