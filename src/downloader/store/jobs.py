@@ -209,9 +209,7 @@ class JobStore(GroupStore):
             StoreUnavailable: no shard answered. A later call returns leases that may have been granted.
         """
         requests = requests or LeaseRequests()
-        shards = self._shards_in_turn() if count else requests.unanswered
-        if count and room and len(shards) > 1:
-            shards = requests.to_ask(shards, woken)
+        shards = self._shards_to_lease_from(requests, count, room, woken)
         common = codec.given(
             kind=kind,
             owner=owner,
@@ -221,10 +219,9 @@ class JobStore(GroupStore):
             suspects=shares.suspects,
             token=shares.token,
             tokens=shares.tokens,
-            hosts=self._hosts if kind is Kind.DOWNLOAD else None,
-            rates=(self._rates or None) if kind is Kind.CALLBACK else None,
             room=room or None,
             types=codec.types(types),
+            **self._limits_of(kind),
         )
         wanted = _Wanted(count, shares)
         leases: list[Lease] = []
@@ -270,6 +267,19 @@ class JobStore(GroupStore):
         shards = range(self._keys.shards) if requests is None else requests.withdraw()
         call = codec.given(kind=kind, owner=owner, types=codec.types(types))
         await self._client.ask(shards, lambda shard: self._client.run("withdraw", shard, call))
+
+    def _limits_of(self, kind: Kind) -> Mapping[str, Any]:
+        """The arguments of `lease.lua` with this instance's own limits."""
+        return {"hosts": self._hosts} if kind is Kind.DOWNLOAD else {"rates": self._rates or None}
+
+    def _shards_to_lease_from(
+        self, requests: LeaseRequests, count: int, room: int, woken: Collection[int | None]
+    ) -> list[int]:
+        """The shards of a lease call, in the order in which they are asked; arguments as for `lease`."""
+        if not count:
+            return requests.unanswered
+        shards = self._shards_in_turn()
+        return requests.to_ask(shards, woken) if room and len(shards) > 1 else shards
 
     def _shards_in_turn(self) -> list[int]:
         """All shards, rotated by a random number, so that no shard is always the last."""
