@@ -11,7 +11,7 @@ import trio
 
 from downloader.config import RedisSettings
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
-from downloader.store import JobStore, Settled, Submission, asyncio_loop, open_store
+from downloader.store import JobStore, LeaseRequests, Settled, Submission, asyncio_loop, open_store
 from downloader.store.codec import fields
 from servers.jobs import downloaded, spec_for, submitted
 from servers.raw_store import RawStore
@@ -53,6 +53,22 @@ async def test_tasks_that_lease_at_the_same_time_get_different_leases(store: Job
         nursery.start_soon(lease)
         nursery.start_soon(lease)
     assert sorted(leased) == sorted(spec.id for spec in specs)
+
+
+@pytest.mark.row("F4")
+async def test_f4_a_stopping_holder_gets_only_the_leases_of_a_lost_answer(
+    raw: RawStore, store: JobStore
+) -> None:
+    lost, waiting = [await submitted(store, name) for name in "ab"]
+    requests = LeaseRequests()
+    ask = {"kind": "download", "owner": "me", "request": requests.id_for(0), "count": 1, "lease_ms": 60_000}
+    [row] = records(raw.run("lease", ask | {"last": [], "never": [], "unproven": 0}))
+    assert row["id"] == lost.id
+    batch = await store.lease(Kind.DOWNLOAD, "me", 0, 60, requests=requests)
+    assert [lease.id for lease in batch.leases] == [lost.id]
+    assert not (await store.lease(Kind.DOWNLOAD, "me", 0, 60, requests=requests)).leases
+    [lease] = (await store.lease(Kind.DOWNLOAD, "me", 9, 60, requests=requests)).leases
+    assert lease.id == waiting.id
 
 
 @pytest.mark.row("F4")
