@@ -155,12 +155,19 @@ def test_the_oldest_download_and_the_end_of_the_backlog() -> None:
     rates = Rates()
     rates.add({"counters": {"processor": {"downloads_succeeded": 0}}}, 0)
     rates.add({"counters": {"processor": {"downloads_succeeded": 100}}}, 10)
-    assert "oldest due for 2m 5s, about 1m 0s left" in shown(snapshot(waiting=waiting), rates)
+    assert "oldest due for 2m 5s, at least 1m 0s left at 10.00/s" in shown(snapshot(waiting=waiting), rates)
     waiting["downloads"]["held"] = 400
     lines = shown(snapshot(waiting=waiting), rates)
-    assert "oldest due for 2m 5s, about 20s left, 400 more paused or cooling" in lines
+    assert "oldest due for 2m 5s, at least 20s left at 10.00/s, 400 more paused or cooling" in lines
     waiting["downloads"]["held"] = 600
     assert "oldest due for 2m 5s, 600 paused or cooling" in shown(snapshot(waiting=waiting), rates)
+
+
+@pytest.mark.parametrize(("in_flight", "pending", "text"), [(4, 5, "at its limit"), (3, 5, ""), (4, 0, "")])
+def test_an_aggregation_says_that_it_is_at_its_limit(in_flight: int, pending: int, text: str) -> None:
+    rows = [{"aggr_id": "xxx", "in_flight": in_flight, "limit": 4, "pending": pending}]
+    [row] = [line for line in shown(snapshot(aggregations=rows)) if line.startswith("xxx")]
+    assert row.split()[4:] == text.split()
 
 
 def test_a_token_of_some_aggregations_sees_only_its_own() -> None:

@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from downloader.cli.aggregations import STATES
 from downloader.observe import TROUBLES
 from downloader.printable import escape
 
@@ -190,7 +191,11 @@ def _number(value: int | None) -> str:
 
 
 def _backlog(state: Mapping[str, Any], rates: Rates) -> Sequence[Text]:
-    """Since when the oldest download is due, and when all that may start would have ended, if any waits."""
+    """Since when the oldest download is due, and how long all that may start takes, if any waits.
+
+    It takes at least so long: if an aggregation that starts few jobs has most of them, the rate falls when
+    the others are done.
+    """
     downloads = (state.get("waiting") or {}).get("downloads") or {}
     rate = rates.of("processor", "downloads_succeeded") + rates.of("processor", "downloads_failed")
     parts = []
@@ -199,7 +204,7 @@ def _backlog(state: Mapping[str, Any], rates: Rates) -> Sequence[Text]:
         parts.append(f"oldest due for {_since(datetime.fromisoformat(oldest).timestamp() * 1000)}")
     pending = downloads.get("pending", 0) - held
     if pending > 0 and rate:
-        parts.append(f"about {_since((time.time() - pending / rate) * 1000)} left")
+        parts.append(f"at least {_since((time.time() - pending / rate) * 1000)} left at {rate:,.2f}/s")
     if held:
         parts.append(f"{held:,} {'more ' if pending > 0 else ''}paused or cooling")
     return [Text(", ".join(parts), "dim", overflow="ellipsis", no_wrap=True)] if parts else []
@@ -249,7 +254,8 @@ def _state(aggregation: Mapping[str, Any]) -> str:
         return "paused"
     until = aggregation.get("cooling_until")
     if not isinstance(until, str):
-        return ""
+        pending, in_flight = aggregation.get("pending", 0), aggregation.get("in_flight", 0)
+        return STATES["at_limit"] if pending and in_flight >= aggregation.get("limit", 1) else ""
     return f"cooling {max(0, round(datetime.fromisoformat(until).timestamp() - time.time()))} s"
 
 

@@ -158,9 +158,10 @@ const showInstances = list($("instances").tBodies[0], () => {
   };
 });
 
-const left = (ms) => (ms < 60_000 ? "under a minute" : `about ${duration(ms)}`);
+const left = (ms) => (ms < 60_000 ? "under a minute" : `at least ${duration(ms)}`);
 
 // How much waits, since when, and when what may start would end at the rate of the last samples of the history.
+// It takes longer if an aggregation that starts few jobs has most of them.
 function showBacklog(downloads) {
   setText($("pending"), plain.format(downloads?.pending ?? 0));
   const oldest = downloads?.oldest_due_at && Date.now() - new Date(downloads.oldest_due_at);
