@@ -313,9 +313,11 @@ async def _send_bytes(exchange: Exchange, count: int) -> None:
 
 
 @asynccontextmanager
-async def open_origin(tls: ssl.SSLContext | None = None, *, port: int = 0) -> AsyncIterator[Origin]:
-    """A running origin on 127.0.0.1."""
-    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1", backlog=4096)
+async def open_origin(
+    tls: ssl.SSLContext | None = None, *, port: int = 0, host: str = "127.0.0.1"
+) -> AsyncIterator[Origin]:
+    """A running origin on a loopback address."""
+    listeners = await trio.open_tcp_listeners(port, host=host, backlog=4096)
     origin = Origin(listeners[0].socket.getsockname()[1], "http" if tls is None else "https")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, lambda stream: origin.serve(stream, tls), listeners)
