@@ -44,7 +44,8 @@ class Limits:
         self._failing_share = max(1, slots // 4)
         self._working: dict[str, set[HeldLease]] = {}
         """By queue, without empty sets."""
-        self._held = Counter[Holder]()
+        self._held: dict[str, Counter[str]] = {"queue": Counter(), "token": Counter()}
+        """Leases by holder, without zeros. Each lease call asks for all tokens, so they are kept apart."""
         self._large: dict[Holder, None] = {}
         self._capped_until: dict[Holder, float] = {}
         self._unproven = Counter[str]()
@@ -108,14 +109,15 @@ class Limits:
         if not lease.proven:
             self._unproven[lease.token] += change
             self._all_unproven += change
-        for holder in self._holders(lease):
-            self._held[holder] += change
-            if self._held[holder] >= self._share:
-                self._large[holder] = None
+        for kind, name in self._holders(lease):
+            held_by = self._held[kind]
+            held_by[name] += change
+            if held_by[name] >= self._share:
+                self._large[kind, name] = None
             else:
-                self._large.pop(holder, None)
-                if not self._held[holder]:
-                    del self._held[holder]
+                self._large.pop((kind, name), None)
+                if not held_by[name]:
+                    del held_by[name]
 
     def _holders(self, lease: Lease) -> Sequence[Holder]:
         """The holders to whose shares a lease counts.
@@ -143,7 +145,7 @@ class Limits:
         large = [name for holder, name in self._large if holder == "queue"]
         never = [name for name in large if ("queue", name) in self._capped_until] + list(self._resting)
         last = [name for name in large if name not in never]
-        tokens = {name: self._left_to(name) for holder, name in self._held if holder == "token"}
+        tokens = {name: self._left_to(name) for name in self._held["token"]}
         shares = Shares(
             last=last, never=never, token=self._left_to(""), tokens=tokens, suspects=self._suspects
         )
@@ -162,19 +164,21 @@ class Limits:
         callback slots is therefore kept free for other tokens, and half of the slots for unproven
         destinations.
         """
-        holder: Holder = ("token", token)
-        before_last = self._share - self._held[holder]
+        held = self._held["token"][token]
+        before_last = self._share - held
         if self._kind is Kind.DOWNLOAD:
-            most = 0 if holder in self._capped_until else self._slots
+            most = 0 if ("token", token) in self._capped_until else self._slots
             return TokenShare(before_last, most)
-        most = max(1, self._slots - self._slots // 4) - self._held[holder]
+        most = max(1, self._slots - self._slots // 4) - held
         return TokenShare(before_last, most, max(1, self._share // 2) - self._unproven[token])
 
     def too_large(self) -> Holder | None:
         """An aggregation or token with more download slots than its share, if any."""
         if self._kind is Kind.CALLBACK:
             return None
-        return next((holder for holder in self._large if self._held[holder] > self._share), None)
+        return next(
+            ((kind, name) for kind, name in self._large if self._held[kind][name] > self._share), None
+        )
 
     def leases_beyond_share(
         self, holder: Holder, others: int, held: Iterable[HeldLease], now: float
