@@ -190,3 +190,28 @@ async def test_the_newest_changes_are_kept(raw: RawStore, store: JobStore) -> No
     assert len(changes) == AUDITED + 2, "the oldest change of a job is gone"
     assert (changes[0], changes[-2]) == (newest, pause), "changes of jobs replace no pause"
     assert await store.changes(1) == [newest]
+
+
+async def test_the_batches_of_one_run_are_one_change(store: JobStore) -> None:
+    begin = datetime(2026, 12, 2, tzinfo=UTC)
+    batch = AuditEntry(
+        at=begin, action="retry_jobs", token="anna", client="::1", changed={"count": 200, "query": {"q": "a"}}
+    )
+    for number in range(5):
+        await store.note_change(batch.model_copy(update={"at": begin + number * timedelta(seconds=50)}))
+    [run] = await store.changes(AUDITED)
+    assert (run.changed["count"], run.at) == (1000, begin + timedelta(seconds=200))
+
+    later = batch.model_copy(update={"at": run.at + timedelta(seconds=61)})
+    of_others: list[dict[str, object]] = [
+        {"token": "bert"},
+        {"client": "::2"},
+        {"changed": {"count": 1, "query": {"q": "b"}}},
+    ]
+    others = [later.model_copy(update=values) for values in of_others]
+    single = later.model_copy(update={"action": "retry", "changed": {"job_id": "1"}})
+    different = [later, *others, single, single]
+    for entry in different:
+        await store.note_change(entry)
+    changes = await store.changes(AUDITED)
+    assert sorted(map(repr, changes)) == sorted(map(repr, [run, *different]))

@@ -9,11 +9,13 @@ import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import trio
+from pydantic import ValidationError
 
 from downloader.config import HostSettings, RedisSettings
 from downloader.errors import PartlyChanged, StoreUnavailable
@@ -50,6 +52,9 @@ log = get_logger()
 
 CANCELLED = "cancelled by a client"
 """`error` of a job that was cancelled."""
+
+RUN_PAUSE = timedelta(minutes=1)
+"""Longest time between two batches of one run of a client: a request that is repeated takes some seconds."""
 
 
 @asynccontextmanager
@@ -553,14 +558,35 @@ class JobStore(GroupStore):
         """Add a change to those of `changes`, in place of the oldest one.
 
         Pauses and limits have a list of their own: programs cancel and retry jobs by the thousand, and need
-        no `admin` for that.
+        no `admin` for that. A batch of many jobs and the batches before it become one change.
         """
         key = self._keys.key(0, "audit", "fleet" if entry.action in FLEET_ACTIONS else "jobs")
+        merged = list[str]()
+        if "count" in entry.changed:
+            for number, fields in await self._client.command("XREVRANGE", key, "+", "-", "COUNT", 1):
+                with suppress(ValidationError):  # damaged in the store
+                    earlier = AuditEntry.model_validate_json(fields.get("entry", ""))
+                    if _same_run(earlier, entry):
+                        count = earlier.changed["count"] + entry.changed["count"]
+                        entry = entry.model_copy(update={"changed": {**entry.changed, "count": count}})
+                        merged.append(number)
         await self._client.command("XADD", key, "MAXLEN", AUDITED, "*", "entry", entry.model_dump_json())
+        if merged:  # only now: a call that ends in between counts a batch twice, and loses none
+            await self._client.command("XDEL", key, *merged)
 
     async def leave(self, instance: str, role: str) -> None:
         """Delete an instance's report."""
         await self._client.run("leave", 0, {"role": role, "instance": instance})
+
+
+def _same_run(earlier: AuditEntry, later: AuditEntry) -> bool:
+    """Whether two changes are batches of one run of a client: equal but for time and count, and close."""
+
+    def kept(entry: AuditEntry) -> AuditEntry:
+        changed = {**entry.changed, "count": isinstance(entry.changed.get("count"), int)}
+        return entry.model_copy(update={"at": later.at, "changed": changed})
+
+    return abs(later.at - earlier.at) <= RUN_PAUSE and kept(earlier) == kept(later)
 
 
 def _digest_of(key: str) -> str:
