@@ -15,8 +15,8 @@ from downloader.model import CallbackOutcome, Kind, Lease, Outcome, Verdict
 from downloader.observe import COUNTERS, Counters
 from downloader.scheduler import LeaseEnd, Stop, Work, run_work
 from downloader.service.roles import Worker
-from downloader.store import Accepted, CallbackPlan, JobStore, LeaseBatch, Settlement, Submission
-from downloader.store.client import MANY_CALLS, MAX_ROWS
+from downloader.store import Accepted, CallbackPlan, JobStore, LeaseBatch, Settled, Settlement, Submission
+from downloader.store.client import JOINED_CALLS, MANY_CALLS, MAX_ROWS
 from downloader.tasks import background
 from servers.jobs import closed, leased, spec_for, submitted
 from servers.raw_store import RawStore
@@ -116,6 +116,33 @@ async def test_a_lease_call_waits_for_few_of_the_submissions_of_many_jobs(store:
         await ask(store)
         # One call may have been sent before, and one begins for each that ends.
         assert answered - 1 <= 2 * MANY_CALLS
+
+
+@pytest.mark.parametrize(("rows", "at_once"), [(1, JOINED_CALLS), (MAX_ROWS, MANY_CALLS)])
+async def test_the_store_runs_few_submissions_before_a_renewal(
+    store: JobStore, raw: RawStore, rows: int, at_once: int
+) -> None:
+    """However many wait, of one job or of many: counted by the times that the store has noted."""
+    lease_s, answered = 600, trio.Event()
+    await store.submit([Submission(spec=spec_for(store, aggr_limit=MAX_ROWS)) for _ in range(MAX_ROWS)])
+    leases = (await store.lease(Kind.DOWNLOAD, "me", MAX_ROWS, 60)).leases
+
+    async def submit() -> None:
+        await store.submit([Submission(spec=spec_for(store, "b")) for _ in range(rows)])
+        answered.set()
+
+    async with trio.open_nursery() as connections:
+        for _ in range(2 * MANY_CALLS):
+            connections.start_soon(store.ping)
+    async with trio.open_nursery() as nursery:
+        for _ in range(10 * at_once):
+            nursery.start_soon(submit)
+        await answered.wait()
+        assert set(await store.renew(Kind.DOWNLOAD, "me", leases, lease_s)) == {Settled.DONE}
+    renewed_ms = raw.command("ZSCORE", raw.key("leases", Kind.DOWNLOAD), leases[0].id) - lease_s * 1000
+    before = raw.command("ZCOUNT", raw.key("pending", Kind.DOWNLOAD, "b"), "-inf", renewed_ms)
+    # Those that were sent with the first answered one, and a few that have begun since; not all.
+    assert rows <= before <= 5 * at_once * rows
 
 
 class Alone:
