@@ -71,3 +71,21 @@ async def test_the_backlog_of_a_day_is_drawn(browse: Browse, serve_page: ServePa
         seen.check()
 
     await browse(await serve_page(ApiSettings()), look)
+
+
+async def test_a_day_that_has_just_begun_has_a_point(
+    browse: Browse, serve_page: ServePage, store: JobStore
+) -> None:
+    await store.submit([Submission(spec=spec_for(store, "a")) for _ in range(3)])
+
+    def look(seen: Seen) -> None:
+        seen.open()
+        backlog = seen.page.locator("#chart-backlog").get_by_role("img")
+        expect(backlog).to_have_attribute("aria-label", "downloads 3, callbacks 0")
+        ended = seen.page.locator("#chart-ended").get_by_role("img")
+        expect(ended).to_have_attribute("aria-label", "succeeded \N{EN DASH}, failed \N{EN DASH}")
+        for chart in ("backlog", "ended"):
+            assert seen.page.locator(f"#chart-{chart} canvas").evaluate(INKED)
+        seen.check()
+
+    await browse(await serve_page(ApiSettings()), look)

@@ -90,7 +90,7 @@ class Chart {
       width: this.bars ? 0 : 1.75,
       fill: this.bars ? () => colour(line.colour) : undefined,
       paths: this.bars ? uPlot.paths.bars({ size: [0.8, 40], align: 1 }) : undefined,
-      points: { show: false },
+      points: { show: (plot) => plot.data[0].length === 1 }, // one point makes no line
     });
     const range = (_plot, _low, high) => [0, high > 0 ? high * 1.1 : 1];
     // Whole powers of ten: from any other lower end uPlot 1.6.32 counts its ticks without end.
@@ -181,14 +181,15 @@ async function lookAtDay() {
   try {
     points = await call("GET", "backlog");
     drawDay();
+    if (points.length === 0) askedAt = -Infinity; // the first point comes soon after the start
   } catch {
     askedAt = -Infinity; // that the store or the service does not answer is shown elsewhere
   }
 }
 
 function drawDay() {
-  $("day-panel").hidden = points.length < 2;
-  if (points.length < 2) return;
+  $("day-panel").hidden = points.length === 0;
+  if (points.length === 0) return;
   backlog ??= new Chart("chart-backlog", { unit: (value) => narrow.format(value) });
   ended ??= new Chart("chart-ended", { unit: perSecond });
   const times = points.map((point) => new Date(point.at) / 1000);
@@ -196,7 +197,8 @@ function drawDay() {
     const grown = point[name] - points[index - 1]?.[name];
     return grown >= 0 ? grown / (times[index] - times[index - 1]) : null; // the store may have been emptied
   });
-  const show = (chart, lines) => chart.show([times, ...lines.map(({ values }) => values)], lines.map((line) => ({ ...line, text: chart.unit(line.values.at(-1) ?? 0) })));
+  const text = (chart, value) => (value === null ? "–" : chart.unit(value));
+  const show = (chart, lines) => chart.show([times, ...lines.map(({ values }) => values)], lines.map((line) => ({ ...line, text: text(chart, line.values.at(-1)) })));
   show(backlog, [["downloads", "downloads", "accent"], ["callbacks", "callbacks", "blue"]].map(([name, label, colour]) => ({ label, colour, values: points.map((point) => point[name]) })));
   show(ended, [["succeeded", "succeeded", "accent"], ["failed", "failed", "bad"]].map(([name, label, colour]) => ({ label, colour, values: rate(name) })));
 }
