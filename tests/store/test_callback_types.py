@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import pytest
 
 from downloader.model import CallbackOutcome, Kind, Outcome, Verdict
-from downloader.store import CallbackPlan, JobStore, LeaseBatch, Library, Shares
+from downloader.store import CallbackPlan, JobStore, LeaseBatch, Library, Shares, TokenShare
 from servers.jobs import downloaded, handed_back, leased, submitted, tried_again
 from servers.raw_store import RawStore
 from servers.store_clock import StoreClock, clocked_library
@@ -22,15 +22,21 @@ def library(clock: StoreClock) -> Library:  # which they read
     return clocked_library(cluster=True)
 
 
-async def calls_back(store: JobStore, *queues: str) -> None:
+async def calls_back(store: JobStore, *queues: str, token: str = "") -> None:
     for queue in queues:
-        await submitted(store)
-        plan = CallbackPlan(queue=queue, limit=9)
+        await submitted(store, token=token)
+        plan = CallbackPlan(queue=queue, limit=9, token=token)
         await store.settle("me", [downloaded(await leased(store), OK, plan, 0)])
 
 
-async def asks(store: JobStore, name: str, types: Collection[str] | None, count: int = 9) -> LeaseBatch:
-    shares = Shares(unproven=count)
+async def asks(
+    store: JobStore,
+    name: str,
+    types: Collection[str] | None,
+    count: int = 9,
+    tokens: Mapping[str, TokenShare] | None = None,
+) -> LeaseBatch:
+    shares = Shares(unproven=count, tokens=tokens or {})
     return await store.lease(Kind.CALLBACK, name, count, 30, shares=shares, room=count + 1, types=types)
 
 
@@ -68,11 +74,14 @@ async def test_f26_it_gets_the_callback_at_once(store: JobStore, raw: RawStore) 
     assert queues(await asks(store, "kafka", ["kafka"])) == ["kafka a"]
 
 
-async def test_many_queues_for_others_are_in_nobodys_way(store: JobStore) -> None:
+@pytest.mark.parametrize("tokens", [None, {"alice": TokenShare(most=0)}])
+async def test_many_queues_for_others_are_in_nobodys_way(
+    store: JobStore, tokens: Mapping[str, TokenShare] | None
+) -> None:
     await asks(store, "kafka", ["kafka"])
     topics = [f"kafka {number}" for number in range(130)]
-    await calls_back(store, *topics, "http a")
-    first, second = await asks(store, "http", ["http"]), await asks(store, "http", ["http"])
+    await calls_back(store, *topics, "http a", token="bob")
+    first, second = [await asks(store, "http", ["http"], tokens=tokens) for _ in range(2)]
     assert (queues(first), first.look_s) == ([], 0)
     assert queues(second) == ["http a"]
     assert second.look_s != 0

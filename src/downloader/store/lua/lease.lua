@@ -5,7 +5,7 @@
 --         can; never: queues that give no tasks; unproven: most callbacks to destinations that have not answered
 --         quickly lately; failing: most of these to destinations that have failed; tokens: by token {most tasks before
 --         it comes last, most tasks in all, most unproven callbacks}, token: the same for other tokens (both absent: no
---         bound); suspects: number of the owner's running tasks under which two workers died (absent: 0); room: number
+--         bound); suspects: number of the owner's running tasks under which two workers died; room: number
 --         of further tasks that the owner can work on, which is noted as idle if some room is left (absent: not noted);
 --         types: see `_wake.lua` (absent: all); hosts: digest of the limits of hosts, see `_hosts.lua` (absent: none);
 --         limits: these limits by host or pattern, each JSON, if the store lacks them; rates: starts per second of
@@ -27,8 +27,7 @@ if call.hosts and not has_limits() then return {'lacks', 'limits'} end
 
 local kind, owner = call.kind, call.owner
 local timers = key_timers(kind)
-local unproven, failing = call.unproven, call.failing
-local suspects = call.suspects or 0
+local unproven, failing, suspects = call.unproven, call.failing, call.suspects
 local types = call.types or ALL_TYPES
 
 -- Delay of a suspect that this instance may not run because it runs another suspect.
@@ -58,8 +57,8 @@ do -- a script may have 200 local names
       since = since or values[#RESULT]
     end
     return {
-      'id', id, 'queue', queue, 'generation', generation, 'attempts', task[1] or '0',
-      'crashes', task[2] or '0', 'throttled', task[3] or '0', 'limit', record[1] or '1', 'proxy', record[2] or '',
+      'id', id, 'queue', queue, 'generation', generation, 'attempts', task[1],
+      'crashes', task[2], 'throttled', task[3], 'limit', record[1], 'proxy', record[2] or '',
       'token', record[3] or '', 'spec', spec,
       'proven', set == key_ready(kind) and '1' or '', 'failing', set == key_failing() and '1' or '',
       'waited_ms', waited, 'age_ms', now - (tonumber(since or nil) or now), 'result', result,
@@ -88,8 +87,7 @@ for _, queue in ipairs(call.never) do excepted[queue] = 'never' end
 -- The sets from which the call takes queues: the sets of runnable queues, and, if there are instances with other types,
 -- the sets of queues that those have left to this instance's types.
 local sources, aside = {unpack(ready_sets[kind])}, {}
-local mixed = is_mixed(kind, types)
-for type in string.gmatch(mixed and types or '', '[^,]+') do
+for type in string.gmatch(is_mixed(kind, types) and types or '', '[^,]+') do
   sources[#sources + 1] = key_aside(type)
   aside[key_aside(type)] = true
 end
@@ -98,19 +96,24 @@ end
 local MOST_LEFT = 100
 local left_to_others = 0
 
+-- Whether a queue is for other instances, to which the call then leaves it.
+local function is_left(queue)
+  if not is_for_others(kind, types, queue) then return false end
+  if left_to_others < MOST_LEFT then
+    leave_to_others(kind, queue)
+    left_to_others = left_to_others + 1
+  end
+  return true
+end
+
 -- The first queues of a set. Queues that are for other instances leave the set.
 local function first_queues(set, count)
   while true do
-    local queues, moved = {}, false
+    local queues, left_before = {}, left_to_others
     for _, queue in ipairs(redis.call('ZRANGE', set, 0, count - 1)) do
-      if not mixed or not is_for_others(kind, types, queue) then
-        queues[#queues + 1] = queue
-      elseif left_to_others < MOST_LEFT then
-        leave_to_others(kind, queue)
-        left_to_others, moved = left_to_others + 1, true
-      end
+      if not is_left(queue) then queues[#queues + 1] = queue end
     end
-    if not moved then return queues end
+    if left_to_others == left_before then return queues end
   end
 end
 
@@ -165,13 +168,10 @@ end
 
 -- The queue of a token at a place of a set. Queues that are for other instances leave the set.
 local function not_for_others(set, token, place)
-  while true do
+  repeat
     local queue = queue_of_token(set, token, place)
-    local moves = queue and mixed and left_to_others < MOST_LEFT and is_for_others(kind, types, queue)
-    if not moves then return queue end
-    leave_to_others(kind, queue)
-    left_to_others = left_to_others + 1
-  end
+    if not queue or not is_left(queue) then return queue end
+  until left_to_others == MOST_LEFT
 end
 
 -- The next queue of a set where some tokens come last or get nothing.
