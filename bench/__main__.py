@@ -119,7 +119,7 @@ def _plan(options: argparse.Namespace, builds: list[Build]) -> Plan:
         delayed_s=1 if small else 5,
         rates=[50] if small else options.rates,
         steady_s=1 if small else 10,
-        idle_jobs=min(options.jobs, 20) if small else 200,
+        idle_jobs=min(options.jobs, 20) if small else 600,
         fleets=_SMALL_FLEETS if small else _FLEETS,
         limited=options.jobs if small else 1_000,
         limits=[4] if small else [1, 4, 16],

@@ -1,7 +1,7 @@
 """Many idle processors on one store: what a job costs that all of them could do (S12).
 
 `python -m bench.idle_fleet URL PROCESSORS JOBS PER_S RATE CLUSTER` prints one JSON object: lease calls a
-job, how many of them at most are looks every five seconds, and the longest time until a job began. RATE is
+job, and the longest time until a job began. RATE is
 that of the jobs' one aggregation; 0: none, and each job has an aggregation of its own. CLUSTER: 1 or 0.
 """
 
@@ -18,7 +18,7 @@ import trio
 from downloader.config import RedisSettings
 from downloader.model import JobSpec, Kind, Lease, Outcome, Verdict
 from downloader.scheduler import Stop, Wake, Work, run_work
-from downloader.store import LOOK_S, Settlement, Submission, asyncio_loop, open_store
+from downloader.store import Settlement, Submission, asyncio_loop, open_store
 
 SETTLE_S = 2.0
 LEASE_S = 30.0
@@ -85,13 +85,11 @@ async def run(settings: RedisSettings, processors: int, jobs: int, per_s: float,
             await store.submit([Submission(spec=spec)])
             await trio.sleep_until(began + (number + 1) / per_s)
         await trio.sleep(SETTLE_S)
-        seconds = trio.current_time() - began
         nursery.cancel_scope.cancel()
     measures = {
         "processors": processors,
         "begun": len(waited),
         "lease_calls_per_job": calls["lease"] / jobs,
-        "of_these_looks_at_most": processors * (16 if settings.cluster else 1) * seconds / LOOK_S / jobs,
         "longest_wait_ms": 1000 * max(waited, default=0),
     }
     print(json.dumps(measures))

@@ -89,7 +89,7 @@ class Plan:
     steady_s: int
     """How long S11 sends."""
     idle_jobs: int
-    """Jobs of S12."""
+    """Jobs of S12; enough to last longer than any processor's pause between two looks."""
     fleets: Sequence[Fleet]
     """Of S12."""
     limited: int

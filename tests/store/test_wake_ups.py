@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import AbstractAsyncContextManager, closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from downloader.config import RedisSettings
 from downloader.model import CallbackOutcome, Kind, Lease, Outcome, Verdict
@@ -21,7 +21,7 @@ from downloader.store import (
     LOOK_S,
     CallbackPlan,
     JobStore,
-    LeaseBatch,
+    LeaseRequests,
     Settlement,
     Shares,
     Submission,
@@ -88,28 +88,8 @@ class Instance:
             listen = partial(store.listen, owner=self.name, cancelled=self.cancelled.append)
             await nursery.start(listen, {kind: self.wake.set})
             run = partial(run_work, owner=self.name, wake=self.wake, stop=self.stop)
-            await nursery.start(run, Asking(store, self.calls), described)
+            await nursery.start(run, store, described)
             task_status.started()
-
-
-class Asking:
-    """The store of an instance; counts the calls that it makes by itself every `LOOK_S`, as `looks`."""
-
-    def __init__(self, store: JobStore, calls: Counter[str]) -> None:
-        self._store = store
-        self._calls = calls
-        self._asked_at = trio.current_time()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    async def lease(self, *arguments: Any, **more: Any) -> LeaseBatch:
-        before, waited_s = self._calls["lease"], trio.current_time() - self._asked_at
-        batch = await self._store.lease(*arguments, **more)
-        self._asked_at = trio.current_time()
-        shards = self._calls["lease"] - before
-        self._calls["looks"] += shards if waited_s >= 0.9 * LOOK_S or shards == CLUSTER_SHARDS else 0
-        return batch
 
 
 def _count(calls: Counter[str], name: str, _: float) -> None:
@@ -125,7 +105,6 @@ class Fleet:
     nursery: trio.Nursery
     shards: int = 1
     instances: list[Instance] = field(default_factory=list)
-    _counted_at: float = 0.0
 
     async def add(
         self,
@@ -147,15 +126,9 @@ class Fleet:
     def start_counting(self) -> None:
         for instance in self.instances:
             instance.calls.clear()
-        self._counted_at = trio.current_time()
 
     def lease_calls(self) -> int:
-        """Without those that each instance makes by itself in that time."""
-        looks = math.ceil((trio.current_time() - self._counted_at) / LOOK_S)
-        return sum(
-            instance.calls["lease"] - min(instance.calls["looks"], looks * self.shards)
-            for instance in self.instances
-        )
+        return sum(instance.calls["lease"] for instance in self.instances)
 
     def idle(self) -> list[str]:
         """Names of the instances that all shards have noted as idle, the last to have looked at the end."""
@@ -203,11 +176,12 @@ async def cluster_fleet(node: RedisSettings) -> AsyncIterator[Fleet]:
             instances.cancel_scope.cancel()
 
 
-async def look(store: JobStore, name: str, *, shares: Shares | None = None) -> None:
-    """An instance asks for work, finds none and is idle."""
+async def look(store: JobStore, name: str, *, shares: Shares | None = None) -> float | None:
+    """An instance asks for work, finds none and is idle; returns in how many seconds it looks again."""
     batch = await store.lease(DOWNLOAD, name, 1, 30, room=9, shares=shares or Shares())
     assert not batch.leases
     await trio.sleep(0.002)  # the order of those that look in the same millisecond is not defined
+    return batch.look_s
 
 
 class Ears:
@@ -255,7 +229,7 @@ async def test_a_job_makes_two_lease_calls_at_the_most(fleet: Fleet, store: JobS
     )
     assert await fleet.all_begun(alone + paced) == pytest.approx((paced - 1) / 10, abs=0.5), "the rate holds"
     await trio.sleep(LATE_S)
-    # One of each job, and one of the watcher in 1.5 s.
+    # One of each job, one of the watcher in 1.5 s, and two of the fleet in `LOOK_S`.
     assert fleet.lease_calls() <= (1.1 if count == 1 else 2) * (alone + paced)
 
 
@@ -278,11 +252,12 @@ async def test_a_callback_makes_two_lease_calls_at_the_most(fleet: Fleet, store:
 
 @pytest.mark.slow
 async def test_a_job_asks_few_shards_of_a_cluster(cluster_fleet: Fleet) -> None:
-    """With a rate or without. Before, each lease call of each instance asked all shards."""
+    """With a rate or without; and two instances look at each shard for the whole fleet."""
     fleet = cluster_fleet
     await fleet.add(20)
     alone, paced, longest_s = 20, 12, 0.0
     fleet.start_counting()
+    began = trio.current_time()
     async with open_store(fleet.settings) as store:
         for number in range(alone):
             await submitted(store, f"g{number}")
@@ -291,8 +266,9 @@ async def test_a_job_asks_few_shards_of_a_cluster(cluster_fleet: Fleet) -> None:
         specs = [spec_for(store, aggr_limit=100, aggr_rate=10.0) for _ in range(paced)]
         await store.submit([Submission(spec=spec) for spec in specs])
         await fleet.all_begun(alone + paced)
-        await trio.sleep(LATE_S)
-    assert fleet.lease_calls() <= 4 * (alone + paced)
+        await trio.sleep_until(max(began + LOOK_S, trio.current_time()) + LATE_S)
+    looks = 2 * fleet.shards * math.ceil((trio.current_time() - began) / LOOK_S)
+    assert fleet.lease_calls() <= 2 * (alone + paced) + looks
 
 
 async def test_a_burst_spreads_over_the_fleet(fleet: Fleet, store: JobStore) -> None:
@@ -317,8 +293,72 @@ async def test_the_job_of_a_frozen_instance_is_taken_within_two_seconds(
     assert await ears.woken(store) == ["frozen"]
 
 
+@pytest.mark.slow
+async def test_a_lost_wake_up_is_found_although_the_instance_that_looks_is_frozen(
+    fleet: Fleet, store: JobStore, raw: RawStore, nursery: trio.Nursery
+) -> None:
+    ears = Ears()
+    await ears.listen(nursery, store, "frozen")
+    assert await look(store, "frozen") == pytest.approx(LOOK_S, abs=0.5), "it looks for the fleet"
+    await fleet.add(5)
+    ears.heard.clear()
+    raw.command("ACL", "SETUSER", "default", "-publish")
+    try:
+        await submitted(store)
+    finally:
+        raw.command("ACL", "SETUSER", "default", "+publish")
+    assert await fleet.all_begun(1) < LOOK_S + LATE_S
+    assert not ears.heard
+
+
+async def test_two_of_an_idle_fleet_look_often_and_others_take_their_place(
+    store: JobStore, raw: RawStore
+) -> None:
+    """Else an idle fleet would make more calls, the larger it is."""
+    looks = [await look(store, name) for name in "abcdefgh"]
+    often = [pytest.approx(LOOK_S, abs=0.5), pytest.approx(LOOK_S + 1.5, abs=0.5)]
+    assert looks[:2] == often
+    rare = [look_s or 0 for look_s in looks[2:]]
+    assert min(rare) > 20
+    assert max(rare) <= 30
+    assert max(rare) - min(rare) > 2, "they drift apart"
+    assert [await look(store, name) for name in "ab"] == often, "they keep their duty"
+    raw.command("DEL", raw.key("waiter", DOWNLOAD, "*"), raw.key("watcher", DOWNLOAD, "*"))
+    assert [await look(store, name) for name in "cd"] == often
+
+
+async def test_the_looks_at_several_shards_are_one_call(autojump_clock: MockClock) -> None:
+    """Although their answers come one by one; a timer is exact."""
+    requests, shards = LeaseRequests(), range(4)
+    for shard, (look_ms, due_ms) in enumerate([(5000, -1), (5000, -1), (5000, 6000), (5002, 5002)]):
+        requests.note(shard, look_ms, due_ms, idle=True)
+        await trio.sleep(0.001)
+    await trio.sleep(requests.look_s() or 0)
+    assert requests.to_ask(shards, ()) == [0, 1, 2]
+    assert requests.to_ask(shards, (1,)) == [0, 1, 2], "until they answer"
+    for shard in range(3):
+        requests.note(shard, -1, -1, idle=True)
+    await trio.sleep(requests.look_s() or 0)
+    assert requests.to_ask(shards, ()) == [3]
+
+
+async def test_one_that_looks_for_the_fleet_has_a_watcher(
+    store: JobStore, raw: RawStore, nursery: trio.Nursery
+) -> None:
+    """Another one, if the first has not come."""
+    ears = Ears()
+    await ears.listen(nursery, store, "looks", "watches")
+    for name in ("looks", "frozen", "watches"):
+        await look(store, name)
+    raw.command("DEL", raw.key("watcher", DOWNLOAD, "*"))  # it expires when the frozen one does not look
+    ears.heard.clear()
+    await look(store, "looks")
+    await Fleet.until(lambda: ears.heard == [("watches", LOOK_S + 1.5)])
+
+
+@pytest.mark.parametrize("delay_s", [1.0, pytest.param(LOOK_S + 1, marks=pytest.mark.slow)])
 async def test_the_timer_of_a_frozen_instance_is_late_by_two_seconds_at_most(
-    fleet: Fleet, store: JobStore, nursery: trio.Nursery
+    fleet: Fleet, store: JobStore, nursery: trio.Nursery, delay_s: float
 ) -> None:
     ears = Ears()
     await ears.listen(nursery, store, "frozen")
@@ -326,11 +366,12 @@ async def test_the_timer_of_a_frozen_instance_is_late_by_two_seconds_at_most(
     [lease] = (await store.lease(DOWNLOAD, "frozen", 9, 30)).leases
     await look(store, "frozen")
     ears.heard.clear()
-    await store.settle("frozen", [tried_again(lease, RETRY, 1.0)])
-    await Fleet.until(lambda: bool(ears.heard))
-    assert ears.heard[0][1] == pytest.approx(1.0, abs=0.1)
+    await store.settle("frozen", [tried_again(lease, RETRY, delay_s)])
+    if delay_s < LOOK_S:
+        await Fleet.until(lambda: bool(ears.heard))
+        assert ears.heard[0][1] == pytest.approx(delay_s, abs=0.1)
     await fleet.add(2)
-    assert await fleet.all_begun(1) < 1.0 + LATE_S
+    assert await fleet.all_begun(1) < delay_s + LATE_S
 
 
 async def test_one_that_has_looked_for_a_timer_is_told_of_the_next(
@@ -361,10 +402,10 @@ async def test_one_waits_for_a_timer_one_watches_and_others_sleep(
     ears.heard.clear()
     await store.settle("other", [tried_again(lease, RETRY, 4)])
     await Fleet.until(lambda: len(ears.heard) == 2)
-    # Those that are woken last.
-    assert dict(ears.heard) == pytest.approx({"b": 5.5, "c": 4.0}, abs=0.1)
-    looks = [(await store.lease(DOWNLOAD, name, 1, 30, room=9)).look_s for name in "abc"]
-    assert looks == [None, pytest.approx(5.5, abs=1), pytest.approx(4, abs=1)]
+    # Those that look for the fleet in any case.
+    assert dict(ears.heard) == pytest.approx({"a": 4.0, "b": 5.5}, abs=0.1)
+    looks = [await look(store, name) for name in "abc"]
+    assert looks == [pytest.approx(4, abs=1), pytest.approx(5.5, abs=1), pytest.approx(25, abs=5)]
 
 
 async def test_the_watcher_of_a_burst_is_told_once_and_looks_for_the_first_job(
@@ -373,7 +414,7 @@ async def test_the_watcher_of_a_burst_is_told_once_and_looks_for_the_first_job(
     """Else each job of a stream would put its look off, and the job of a frozen instance would wait."""
     ears = Ears()
     await ears.listen(nursery, store, "a", "b", "watches")
-    for name in ("a", "b", "watches"):
+    for name in ("a", "watches", "b", "watches"):
         await look(store, name)
     for name in ("a", "b"):
         await submitted(store, name)
@@ -457,7 +498,8 @@ async def test_one_that_has_not_looked_for_long_is_not_woken(
     await ears.listen(nursery, store, "frozen", "looks")
     for name in ("frozen", "looks"):
         await look(store, name)
-    raw.command("ZINCRBY", raw.key("idle", DOWNLOAD, "*"), -15_001, "frozen")
+    raw.command("ZINCRBY", raw.key("idle", DOWNLOAD, "*"), -45_001, "frozen")
+    raw.command("ZINCRBY", raw.key("idle", DOWNLOAD, "*"), -30_000, "looks")
     await submitted(store)
     assert await ears.woken(store) == ["looks"]
     nursery.cancel_scope.cancel()
@@ -471,7 +513,7 @@ async def test_a_full_instance_is_not_idle(
     await ears.listen(nursery, store, "fills", "other")
     await submitted(store)
     [lease] = (await store.lease(DOWNLOAD, "fills", 9, 30)).leases
-    for name in ("other", "fills"):
+    for name in ("fills", "other"):
         await look(store, name)
     await store.settle("fills", [tried_again(lease, RETRY, 4)])
     waiter = raw.key("waiter", DOWNLOAD, "*")
@@ -479,8 +521,21 @@ async def test_a_full_instance_is_not_idle(
     await submitted(store, "b")
     assert len((await store.lease(DOWNLOAD, "fills", 1, 30, room=1)).leases) == 1
     assert "fills" not in fleet.idle()
-    await look(store, "other")
-    assert raw.command("GET", waiter).endswith(" other")
+    await Fleet.until(lambda: raw.command("GET", waiter).endswith(" other"))
+
+
+async def test_a_full_instance_looks_for_the_fleet_no_longer(
+    store: JobStore, nursery: trio.Nursery, raw: RawStore
+) -> None:
+    """Although there is no timer."""
+    ears = Ears()
+    await ears.listen(nursery, store, "fills", "other")
+    for name in ("fills", "other"):
+        await look(store, name)
+    await submitted(store)
+    assert len((await store.lease(DOWNLOAD, "fills", 1, 30, room=1)).leases) == 1
+    assert raw.command("GET", raw.key("waiter", DOWNLOAD, "*")).endswith(" other")
+    await Fleet.until(lambda: ("other", LOOK_S) in ears.heard)
 
 
 # what else is said

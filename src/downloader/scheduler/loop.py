@@ -216,7 +216,7 @@ async def _lease(running: _Running, start: Start) -> None:
         if look_s != 0 and not running.stop.begun:
             if running.limits.shares(trio.current_time()).leaves_out:
                 running.wake.set(SHARE_LOOK_S)
-            await running.wake.wait_for(LOOK_S if look_s is None else min(look_s, LOOK_S))
+            await running.wake.wait_for(LOOK_S if look_s is None else look_s)
     if work.leases_at_stop and running.free > 0:
         await _take(running, start, min(running.free, LEASE_BATCH))
     await _withdraw(running)

@@ -201,8 +201,7 @@ class JobStore(GroupStore):
         the last call. An owner whose `room` is 0 is not noted.
 
         In a Cluster, an owner with room asks only shards that may have work: the `woken` shards (named by
-        `listen`), and shards that are due by the former answers to `requests`. All shards are asked if
-        `woken` contains `None`, and every `LOOK_S`.
+        `listen`; all if `None` is among them), and shards that are due by the former answers to `requests`.
 
         `types` are the types of callbacks that the owner can deliver; `None`: all. Callbacks of other types
         are left to owners that can deliver them; if there is no such owner, any owner gets them.
@@ -244,7 +243,8 @@ class JobStore(GroupStore):
                 wanted.subtract(granted)
                 leases += granted
                 due_ms.append(answer["due_ms"])
-                requests.note(shard, answer["look_ms"], idle=not room or len(granted) < room)
+                has_room = not room or len(granted) < room
+                requests.note(shard, answer["look_ms"], answer["due_ms"], idle=has_room)
         if 0 < room <= len(leases) and requests.idle_at:
             # Each shard notes an owner that has room after this shard's answer alone.
             with suppress(StoreUnavailable):

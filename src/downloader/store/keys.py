@@ -222,16 +222,16 @@ KEYS = (
         "idle",
         "<kind>:idle:<types>",
         "zset",
-        "instances that have a free slot and wait, by when they have looked last (ms); 15 s are added "
+        "instances that have a free slot and wait, by when they have looked last (ms); 45 s are added "
         "for one that leaves what can run to others; those that can deliver the same types of "
         "callbacks, as in `,http,kafka,`, or `*`",
-        ttl="30 s",
+        ttl="90 s",
     ),
     Key(
         "waiter",
         "<kind>:waiter:<types>",
         "string",
-        "`<ms> <instance>`: which idle instance looks when the first timer is due",
+        "`<ms> <instance>`: which idle instance looks when the first timer is due, at the latest in 5 s",
         ttl="6.5 s",
     ),
     Key(

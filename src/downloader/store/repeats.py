@@ -13,7 +13,11 @@ COUNTED_S = 86400.0
 
 
 LOOK_S = 5.0
-"""Longest time between two lease calls to a shard. A job waits that long only if a wake-up was lost."""
+"""Longest time between two lease calls of a fleet to a shard. A job waits that long only if a wake-up was
+lost."""
+
+TOGETHER_S = 0.5
+"""How much earlier than asked for a shard gets its look, so that the looks at several shards are one call."""
 
 UNANSWERED_S = 1.0
 """Seconds until a shard that did not answer is asked again; it may have granted leases."""
@@ -33,9 +37,7 @@ class LeaseRequests:
     def __init__(self) -> None:
         self._ids: dict[int, str] = {}
         self._look_at: dict[int, float] = {}
-        """Trio time at which a shard is to be asked; infinite: only after a wake-up from the shard."""
-        self._all_at = -math.inf
-        """Trio time at which all shards are to be asked."""
+        """Trio time at which a shard is to be asked."""
         self.idle_at: set[int] = set()
         """Shards that have noted the caller as idle."""
 
@@ -47,13 +49,10 @@ class LeaseRequests:
     def to_ask(self, shards: Sequence[int], woken: Collection[int | None]) -> list[int]:
         """The shards to ask now: `woken` shards (`None` in it: all shards), and shards that are due."""
         now = trio.current_time()
-        asks_all = None in woken or now >= self._all_at
-        if asks_all:
-            self._all_at = now + LOOK_S
         asked = []
         for shard in shards:
             look_at = self._look_at.get(shard, _NOW)
-            if asks_all or shard in woken or look_at <= now:
+            if None in woken or shard in woken or look_at <= now:
                 asked.append(shard)
                 # The shard stays due until it answers.
                 self._look_at[shard] = min(look_at, _NOW)
@@ -67,11 +66,11 @@ class LeaseRequests:
         """Note that a shard has answered, so that the next call gets a new id."""
         del self._ids[shard]
 
-    def note(self, shard: int, look_ms: float, *, idle: bool) -> None:
-        """Note that a shard is to be asked again in `look_ms` milliseconds (-1: after a wake-up).
+    def note(self, shard: int, look_ms: float, due_ms: float, *, idle: bool) -> None:
+        """Note that a shard is to be asked again in `look_ms` milliseconds (-1: in `LOOK_S`).
 
-        `idle`: the answer left the caller with room. Unless more can run, the shard has noted the caller as
-        idle.
+        `due_ms`: until more can run there, as far as known. `idle`: the answer left the caller with room.
+        Unless more can run, the shard has noted the caller as idle.
         """
         self.idle_at.discard(shard)
         if look_ms == 0:
@@ -80,7 +79,11 @@ class LeaseRequests:
             self._look_at[shard] = _NOW
         else:
             self.idle_at.add(shard)
-            self._look_at[shard] = trio.current_time() + (look_ms / 1000 if look_ms > 0 else math.inf)
+            look_s = look_ms / 1000 if look_ms > 0 else LOOK_S
+            look_at = trio.current_time() + look_s
+            if look_ms != due_ms and look_s > 2 * TOGETHER_S:
+                look_at -= look_at % TOGETHER_S
+            self._look_at[shard] = look_at
 
     def withdraw(self) -> Collection[int]:
         """The shards that have noted the caller as idle. They are taken as forgotten, and are asked next."""
@@ -89,7 +92,7 @@ class LeaseRequests:
         return shards
 
     def look_s(self) -> float | None:
-        """Seconds until a shard is to be asked; `None`: only after a wake-up."""
+        """Seconds until a shard is to be asked; `None`: when the caller has room."""
         now = trio.current_time()
         for shard in self._ids:
             self._look_at[shard] = now + UNANSWERED_S

@@ -152,7 +152,7 @@ class LeaseBatch:
     next_due_s: float | None
     """Seconds until the next task can run (0: now, because the batch was full); `None`: unknown."""
     look_s: float | None = None
-    """Seconds until this instance must ask again (0: now); `None`: another one waits for the next task."""
+    """Seconds until this instance must ask again (0: now); `None`: when it has room."""
 
 
 ALL_SHARES = Shares()

@@ -1,21 +1,23 @@
 -- Decides which instance is woken when work can run; loaded behind `_ended.lua`. See `docs/design/fleet.md`.
 --
 -- To look is to make a lease call. `idle` has the instances with a free slot that found nothing at their last look. A
--- script that makes work runnable removes one of them and publishes a message to it alone. Two idle instances may have
--- a duty: the waiter looks when the first timer is due, and the watcher looks `BACKUP_MS` after another instance was
--- woken or should have looked, because that instance may be frozen. The key of a duty holds a time and an instance, and
--- expires.
+-- script that makes work runnable removes one of them and publishes a message to it alone. Two idle instances have a
+-- duty: the waiter looks when the first timer is due, but at least every `LOOK_MS`, because a wake-up may be lost. The
+-- watcher looks `BACKUP_MS` after another instance was woken or should have looked, because that instance may be
+-- frozen. The other instances look every `RARE_LOOK_MS`. The key of a duty holds a time and an instance, and expires.
 --
 -- `types` are the types of callbacks that an instance can deliver, as in ',http,kafka,'; '*' for all, and for
 -- downloads. Instances with the same types share `idle` and the two duties.
 
--- How long an instance counts as idle after its last look: three times `LOOK_S` of the scheduler.
-local IDLE_MS = 15000
--- `LOOK_S` of the scheduler: each idle instance looks at least this often.
+-- How often the waiter looks at least: the longest time for which work waits if a wake-up was lost.
 local LOOK_MS = 5000
+-- How often an idle instance without a duty looks, in case that the instances with a duty are gone.
+local RARE_LOOK_MS = 30000
+-- How long an instance counts as idle after its last look.
+local IDLE_MS = RARE_LOOK_MS + 3 * LOOK_MS
 -- How long after a wake-up the watcher looks too.
 local BACKUP_MS = 1500
--- How long types count as present after a lease call. A full instance makes no call until a slot is free.
+-- How long types count as present after they were noted. A full instance makes no call until a slot is free.
 local TYPES_MS = 60000
 
 local ALL_TYPES = '*'
@@ -55,7 +57,7 @@ end
 -- Notes the types of an instance that makes a lease call.
 local function note_types(kind, types)
   if kind == 'download' then return end
-  if tonumber(redis.call('HGET', key_types(), types) or '0') <= now - IDLE_MS then
+  if tonumber(redis.call('HGET', key_types(), types) or '0') <= now - TYPES_MS / 4 then
     redis.call('HSET', key_types(), types, now)
     redis.call('PEXPIRE', key_types(), 2 * TYPES_MS)
     present = nil
@@ -97,10 +99,17 @@ local function assign(duty, instance, at, kept_ms)
 end
 
 -- Gives a duty to an idle instance other than `without`, which is to look at `at`. A present holder that looks in the
--- future and no later keeps the duty. Returns the holder; nil if no instance receives the message.
+-- future keeps the duty, and looks at `at` too if it would look later. Returns the holder and when it looks; nil if no
+-- instance receives the message.
 local function appoint(kind, types, duty, at, kept_ms, without)
   local holder, looks = holder_of(duty)
-  if holder and holder ~= without and looks > now and looks <= at then return holder end
+  if holder and holder ~= without and looks > now then
+    if looks <= at then return holder, looks end
+    if tell(kind, holder, at - now) then
+      assign(duty, holder, at, kept_ms)
+      return holder, at
+    end
+  end
   local idle = key_idle(kind, types)
   -- Take the instance that looked last, because it would be woken last. The second range has the instances that leave
   -- work to others.
@@ -109,7 +118,7 @@ local function appoint(kind, types, duty, at, kept_ms, without)
       if instance ~= without then
         if tell(kind, instance, at - now) then
           assign(duty, instance, at, kept_ms)
-          return instance
+          return instance, at
         end
         redis.call('ZREM', idle, instance)
       end
@@ -144,17 +153,23 @@ local function wake_one(kind, able, most)
   return false
 end
 
--- How long the waiter keeps its duty.
-local function waiter_ms(due_ms)
-  return math.min(due_ms, LOOK_MS) + BACKUP_MS
+-- In how many ms an idle instance without a duty is to look. Other for each instance, so that instances that look at the
+-- same time drift apart.
+local function rare_look_ms(instance)
+  return RARE_LOOK_MS - 2 * tonumber(string.sub(redis.sha1hex(instance), 1, 3), 16)
 end
 
--- Gives the duty of the waiter to an idle instance with these types, for a timer at `due`. Returns whether there is
--- one.
+-- When the waiter is to look, with the first timer at `due` (nil: there is none).
+local function waiter_looks_at(due)
+  return math.min(math.max(now, due or math.huge), now + LOOK_MS)
+end
+
+-- Gives the duty of the waiter to an idle instance with these types, for a timer at `due` (nil: none). Returns whether
+-- there is one.
 local function wait_for_timer(kind, types, due)
-  local at = math.max(now, due)
-  local waiter = appoint(kind, types, key_waiter(kind, types), at, waiter_ms(at - now))
-  if waiter and at - now <= LOOK_MS then watch(kind, {types}, waiter, at) end
+  local at = waiter_looks_at(due)
+  local waiter, looks = appoint(kind, types, key_waiter(kind, types), at, at - now + BACKUP_MS)
+  if waiter then watch(kind, {types}, waiter, looks) end
   return waiter ~= nil
 end
 
@@ -198,15 +213,16 @@ end
 
 -- Passes the duties of an instance that leases nothing for now to other instances.
 local function resign(kind, types, instance)
+  local had_duty = false
   for _, duty in ipairs({key_waiter(kind, types), key_watcher(kind, types)}) do
-    if holder_of(duty) == instance then redis.call('DEL', duty) end
+    if holder_of(duty) == instance then had_duty = redis.call('DEL', duty) == 1 end
   end
   local due = first_timer(kind, types)
-  if due then wait_for_timer(kind, types, due) end
+  if due or had_duty then wait_for_timer(kind, types, due) end
 end
 
 -- Called at the end of a lease call by an instance with room for `room` tasks, which got `count`. `due_ms`: ms until
--- more can run (0: now, -1: not known). Returns the ms until the instance is to look (0: now, -1: no duty).
+-- more can run (0: now, -1: not known). Returns the ms until the instance is to look (0: now, -1: when it has room).
 local function note_idle(kind, types, instance, room, count, due_ms)
   local idle, waits, watches = key_idle(kind, types), key_waiter(kind, types), key_watcher(kind, types)
   redis.call('ZREM', idle, instance)
@@ -220,20 +236,18 @@ local function note_idle(kind, types, instance, room, count, due_ms)
     return due_ms
   end
   if due_ms == 0 then return 0 end
-  local looks_in = -1
-  if due_ms > 0 then
-    local at = now + due_ms
-    local waiter, looks = holder_of(waits)
-    if not waiter or waiter == instance or looks > at then
-      assign(waits, instance, at, waiter_ms(due_ms))
-      if due_ms <= LOOK_MS then watch(kind, {types}, instance, at) end
-      looks_in = due_ms
-    elseif due_ms <= LOOK_MS then
-      local watcher = holder_of(watches)
-      if not watcher or watcher == instance then
-        looks_in = due_ms + BACKUP_MS
-        assign(watches, instance, now + looks_in, looks_in)
-      end
+  local at = waiter_looks_at(due_ms > 0 and now + due_ms or nil)
+  local waiter, waiter_at = holder_of(waits)
+  local looks_in = rare_look_ms(instance)
+  if not waiter or waiter == instance or waiter_at > at then
+    looks_in = at - now
+    assign(waits, instance, at, looks_in + BACKUP_MS)
+    watch(kind, {types}, instance, at)
+  else
+    local watcher = holder_of(watches)
+    if not watcher or watcher == instance then
+      looks_in = math.max(waiter_at - now + BACKUP_MS, 1)
+      assign(watches, instance, now + looks_in, looks_in)
     end
   end
   redis.call('ZADD', idle, left and now + IDLE_MS or now, instance)

@@ -13,7 +13,7 @@
 -- from    pending
 -- to      running, with a new generation
 -- answer  due_ms: ms until more can run (0: now, -1: not known); look_ms: ms until the owner is to ask again (0: now,
---         -1: after a wake-up); leases, each with id, queue, generation, attempts, crashes, throttled, limit, proxy,
+--         -1: not noted as idle); leases, each with id, queue, generation, attempts, crashes, throttled, limit, proxy,
 --         token, spec, proven and failing ('1' or '', of a callback's destination), waited_ms (since the due time; -1:
 --         the lease is repeated), age_ms (since the callback became pending), result (of a callback: the fields RESULT
 --         of the download that are set). While all aggregations are paused, no download is leased.
