@@ -88,6 +88,13 @@ async def test_many_queues_for_others_are_in_nobodys_way(
     assert sorted(queues(await asks(store, "kafka", ["kafka"], 200))) == sorted(topics)
 
 
+async def test_a_type_may_have_a_hyphen(store: JobStore) -> None:
+    await asks(store, "sqs", ["sqs-fifo"])
+    await calls_back(store, "sqs-fifo a")
+    assert not queues(await asks(store, "http", ["http"]))
+    assert queues(await asks(store, "sqs", ["sqs-fifo"])) == ["sqs-fifo a"]
+
+
 async def test_what_was_left_to_others_takes_turns_with_the_rest(store: JobStore) -> None:
     await asks(store, "both", BOTH)
     await asks(store, "http", ["http"])

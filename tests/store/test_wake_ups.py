@@ -30,6 +30,7 @@ from downloader.store import (
 )
 from servers.jobs import closed, downloaded, leased, spec_for, submitted, tried_again
 from servers.raw_store import RawStore
+from servers.store_clock import StoreClock
 from servers.valkey_groups import open_cluster
 
 DOWNLOAD, CALLBACK = Kind.DOWNLOAD, Kind.CALLBACK
@@ -391,7 +392,7 @@ async def test_one_that_has_looked_for_a_timer_is_told_of_the_next(
 
 
 async def test_one_waits_for_a_timer_one_watches_and_others_sleep(
-    store: JobStore, nursery: trio.Nursery
+    store: JobStore, nursery: trio.Nursery, raw: RawStore
 ) -> None:
     ears = Ears()
     await ears.listen(nursery, store, "a", "b", "c")
@@ -404,23 +405,28 @@ async def test_one_waits_for_a_timer_one_watches_and_others_sleep(
     await Fleet.until(lambda: len(ears.heard) == 2)
     # Those that look for the fleet in any case.
     assert dict(ears.heard) == pytest.approx({"a": 4.0, "b": 5.5}, abs=0.1)
+    for duty in ("waiter", "watcher"):
+        assert 3000 < raw.command("PTTL", raw.key(duty, DOWNLOAD, "*")) <= 5500
     looks = [await look(store, name) for name in "abc"]
     assert looks == [pytest.approx(4, abs=1), pytest.approx(5.5, abs=1), pytest.approx(25, abs=5)]
 
 
 async def test_the_watcher_of_a_burst_is_told_once_and_looks_for_the_first_job(
-    store: JobStore, nursery: trio.Nursery
+    store: JobStore, nursery: trio.Nursery, clock: StoreClock, raw: RawStore
 ) -> None:
     """Else each job of a stream would put its look off, and the job of a frozen instance would wait."""
     ears = Ears()
-    await ears.listen(nursery, store, "a", "b", "watches")
-    for name in ("a", "watches", "b", "watches"):
+    await ears.listen(nursery, store, "a", "b", "c", "watches")
+    for name in ("a", "watches", "b", "c"):
         await look(store, name)
-    for name in ("a", "b"):
+    for name, after_s in (("a", 0.0), ("b", 0.0), ("c", 0.5)):  # two in the same millisecond
+        clock.move(after_s)
         await submitted(store, name)
-    await Fleet.until(lambda: len(ears.heard) == 3)
-    await store.ping()
-    assert sorted(ears.heard) == [("a", 0), ("b", 0), ("watches", 1.5)]
+    await ears.woken(store, 4)
+    assert sorted(ears.heard) == [("a", 0), ("b", 0), ("c", 0), ("watches", 1.5)]
+    assert 0 < raw.command("PTTL", raw.key("watcher", DOWNLOAD, "*")) <= 1500, (
+        "later work has its own watcher"
+    )
 
 
 async def test_one_that_hears_nothing_is_passed_over(

@@ -60,7 +60,6 @@ local function note_types(kind, types)
   if tonumber(redis.call('HGET', key_types(), types) or '0') <= now - TYPES_MS / 4 then
     redis.call('HSET', key_types(), types, now)
     redis.call('PEXPIRE', key_types(), 2 * TYPES_MS)
-    present = nil
   end
 end
 
@@ -95,7 +94,7 @@ end
 -- Notes that an instance has a duty for `kept_ms`. The watcher's duty ends when it is to look, so that later work gets
 -- another watcher. The waiter's duty ends when the watcher looks; an idle waiter prolongs it with each look.
 local function assign(duty, instance, at, kept_ms)
-  redis.call('SET', duty, string.format('%.0f %s', at, instance), 'PX', math.ceil(math.max(kept_ms, 1)))
+  redis.call('SET', duty, string.format('%.0f %s', at, instance), 'PX', math.ceil(kept_ms))
 end
 
 -- Gives a duty to an idle instance other than `without`, which is to look at `at`. A present holder that looks in the
@@ -140,14 +139,14 @@ local function wake_one(kind, able, most)
   for _, types in ipairs(able) do
     local idle = key_idle(kind, types)
     redis.call('ZREMRANGEBYSCORE', idle, '-inf', now - IDLE_MS)
-    local instance = redis.call('ZRANGEBYSCORE', idle, '-inf', most, 'LIMIT', 0, 1)[1]
-    while instance do
+    while true do
+      local instance = redis.call('ZRANGEBYSCORE', idle, '-inf', most, 'LIMIT', 0, 1)[1]
+      if not instance then break end
       redis.call('ZREM', idle, instance)
       if tell(kind, instance, 0) then
         watch(kind, able, instance, now)
         return true
       end
-      instance = redis.call('ZRANGEBYSCORE', idle, '-inf', most, 'LIMIT', 0, 1)[1]
     end
   end
   return false
