@@ -21,7 +21,8 @@ from downloader.store import (
     asyncio_loop,
     open_store,
 )
-from downloader.store.client import FEW_ROWS
+from downloader.store.client import DURABLE_CALLS, FEW_ROWS
+from downloader.store.servers import CALLS
 from downloader.testing import open_tcp_proxy
 from servers.jobs import handed_back, spec_for, submitted
 from servers.ports import spare_port
@@ -120,6 +121,10 @@ async def change(store: JobStore, how: str, submission: Submission) -> None:
             await store.retry(spec.id, download=True, limit=1)
 
 
+async def pending(store: JobStore) -> int:
+    return sum(load.pending for load in (await store.load(9)).aggregations)
+
+
 NEVER_SYNCED = ("--appendonly", "yes", "--appendfsync", "no")
 CHANGES = ["submit", "cancel", "adjust", "retry"]
 
@@ -181,6 +186,38 @@ async def test_a_repeat_waits_for_a_replica_too() -> None:
                 nursery.start_soon(cut_while_it_waits, primary)
                 with pytest.raises(StoreUnavailable, match="on 0 of 1 replicas"):
                     await store.submit([Submission(spec=spec_for(store))])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, FEW_ROWS + 1])
+async def test_submissions_that_wait_for_a_replica_leave_connections_for_renewals(rows: int) -> None:
+    """More submissions than the client has connections, each waiting for seconds, and none for a renewal."""
+    submissions = 2 * CALLS
+    written = DURABLE_CALLS if rows == 1 else submissions * rows
+    with Valkey() as server:
+        redis = RedisSettings(url=server.url, durability="replicated")
+        async with (
+            asyncio_loop(),
+            open_store(RedisSettings(url=server.url)) as other,
+            open_store(redis) as store,
+            trio.open_nursery() as nursery,
+        ):
+            await submitted(other)
+            [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 60, room=1)).leases
+            ended: list[str] = []
+
+            async def submit() -> None:
+                with pytest.raises(StoreUnavailable):
+                    await store.submit([Submission(spec=spec_for(store, "b")) for _ in range(rows)])
+                ended.append("submission")
+
+            for _ in range(submissions):
+                nursery.start_soon(submit)
+            while await pending(other) < written:
+                pass
+            assert await store.renew(Kind.DOWNLOAD, "me", [lease], 60) == [Settled.DONE]
+            assert not ended
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from downloader.observe import Event, get_logger
 from downloader.store.keys import CLUSTER_SHARDS, LAYOUT_VERSION, Keys
 from downloader.store.scripts import Library, load_library
 from downloader.store.servers import (
+    CALLS,
     SYNCED_TTL_MS,
     NoAnswer,
     ScriptCall,
@@ -55,6 +56,10 @@ FEW_ROWS = 16
 MANY_CALLS = 3
 """Most concurrent calls of durable transitions with more than `FEW_ROWS` rows. The store works on one call
 at a time, so more concurrent calls would only delay all others."""
+
+DURABLE_CALLS = CALLS - 16
+"""Most concurrent calls that wait until a write is durable. They may wait seconds for a disk or a replica, so
+they leave connections for calls that do not wait, such as renewals of leases."""
 
 LATE_S = 0.05
 """A pipeline that takes longer is late; most take a millisecond."""
@@ -115,6 +120,7 @@ class StoreClient:
         """By shard: the number of the lane for new calls, and the Trio time at which the lane's pipeline
         began (infinite: none runs)."""
         self._many = trio.Semaphore(MANY_CALLS)
+        self._durables = trio.Semaphore(DURABLE_CALLS)
         self._silent: set[int] = set()
         self._fell_silent = trio.Event()
 
@@ -140,7 +146,10 @@ class StoreClient:
         begun_at = trio.current_time()
         try:
             if durable and self._durable:
-                return await self._call_shard(shard, lambda server: self._run_durably(server, script_call))
+                async with self._turn(self._durables):
+                    return await self._call_shard(
+                        shard, lambda server: self._run_durably(server, script_call)
+                    )
             if name in JOINED and len(arguments) <= 1 + MAX_ROWS:
                 return await self._join(script_call)
             return await self._call_shard(shard, lambda server: run_script(server, script_call))
@@ -251,20 +260,30 @@ class StoreClient:
         entries: list[Any] = []
         try:
             while len(entries) < len(rows):
-                with trio.move_on_after(self._timeout_s) as waiting:
-                    await self._many.acquire()
-                if waiting.cancelled_caught:
-                    raise NoAnswer(self._no_reply)
-                try:
+                async with self._turn(self._many):
                     entries += await self.run(name, shard, call, rows[len(entries) :][:MAX_ROWS])
-                finally:
-                    self._many.release()
         except StoreUnavailable:
             if not entries:
                 raise
         if self._durable:
             await self.run(name, shard, call, durable=True)
         return [*entries, *[None] * (len(rows) - len(entries))]
+
+    @asynccontextmanager
+    async def _turn(self, turns: trio.Semaphore) -> AsyncIterator[None]:
+        """Take one of `turns` while the context is open, after a wait as long as a call may take.
+
+        Raises:
+            NoAnswer: none was free in time.
+        """
+        with trio.move_on_after(self._timeout_s) as waiting:
+            await turns.acquire()
+        if waiting.cancelled_caught:
+            raise NoAnswer(self._no_reply)
+        try:
+            yield
+        finally:
+            turns.release()
 
     async def ask(
         self, shards: Collection[int], ask: Callable[[int], Awaitable[A]], *, some: bool = False

@@ -49,7 +49,7 @@ LOADS = 3
 MOVES = 3
 """Most times that a call follows a shard to another node."""
 
-CALLS = 64
+CALLS = 80
 """Calls at the same time, each on a separate connection; further calls wait. redis-py's pool raises above
 100."""
 
