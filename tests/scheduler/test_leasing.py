@@ -123,6 +123,17 @@ async def test_a_lost_wake_up_delays_a_job_by_one_look(autojump_clock: MockClock
         assert trio.current_time() - began == LOOK_S
 
 
+async def test_it_looks_no_earlier_than_the_store_says(autojump_clock: MockClock, store: FakeStore) -> None:
+    store.look_s = 6 * LOOK_S
+    async with scheduling(store) as process:
+        await process.settle_down()
+        await trio.sleep(store.look_s - 1)
+        assert store.calls["lease"] == 1
+        await trio.sleep(1)
+        await process.settle_down()
+        assert store.calls["lease"] == 2
+
+
 async def test_it_looks_when_it_was_told_to(autojump_clock: MockClock, store: FakeStore) -> None:
     """At the earliest of several times, and also if it has looked in between."""
     async with scheduling(store) as process:

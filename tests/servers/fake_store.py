@@ -58,6 +58,8 @@ class FakeStore:
     removed: list[str] = field(default_factory=list)
     ended: set[tuple[str, int]] = field(default_factory=set)
     """Job ids and generations of the leases that were settled."""
+    look_s: float | None = None
+    """In how many seconds an instance is to ask again, if it got all that can run."""
     _unheard: list[Lease] = field(default_factory=list)
 
     def typed(self) -> JobStore:
@@ -140,7 +142,7 @@ class FakeStore:
             raise
         more = self._next_queue(shares, granted) is not None
         due_s = 0 if more else None
-        return LeaseBatch(leases=granted, next_due_s=due_s, look_s=due_s)
+        return LeaseBatch(leases=granted, next_due_s=due_s, look_s=due_s if more else self.look_s)
 
     async def withdraw(
         self,

@@ -324,6 +324,7 @@ async def test_two_of_an_idle_fleet_look_often_and_others_take_their_place(
     assert max(rare) <= 30
     assert max(rare) - min(rare) > 2, "they drift apart"
     assert [await look(store, name) for name in "ab"] == often, "they keep their duty"
+    assert raw.command("PTTL", raw.key("waiter", DOWNLOAD, "*")) > 1000 * LOOK_S, "until the other has looked"
     raw.command("DEL", raw.key("waiter", DOWNLOAD, "*"), raw.key("watcher", DOWNLOAD, "*"))
     assert [await look(store, name) for name in "cd"] == often
 
@@ -528,6 +529,36 @@ async def test_a_full_instance_is_not_idle(
     assert len((await store.lease(DOWNLOAD, "fills", 1, 30, room=1)).leases) == 1
     assert "fills" not in fleet.idle()
     await Fleet.until(lambda: raw.command("GET", waiter).endswith(" other"))
+
+
+async def test_one_that_waits_for_a_far_timer_looks_before(store: JobStore) -> None:
+    """A wake-up may be lost meanwhile."""
+    await submitted(store)
+    [lease] = (await store.lease(DOWNLOAD, "other", 1, 30)).leases
+    await store.settle("other", [tried_again(lease, RETRY, 60)])
+    assert await look(store, "waits") == pytest.approx(LOOK_S, abs=0.5)
+
+
+async def test_a_watcher_that_is_full_gives_its_duty_to_another(
+    store: JobStore, nursery: trio.Nursery, raw: RawStore
+) -> None:
+    ears = Ears()
+    await ears.listen(nursery, store, "waits", "fills", "other")
+    for name in ("waits", "fills", "other"):
+        await look(store, name)
+    seconds = int(raw.command("TIME")[0])
+    raw.command("SET", raw.key("waiter", DOWNLOAD, "*"), f"{1000 * seconds + 3000} waits", "PX", 4500)
+    assert raw.command("GET", raw.key("watcher", DOWNLOAD, "*")).endswith(" fills")
+    # Without a wake-up, which would have a watcher of its own.
+    raw.command("ACL", "SETUSER", "default", "-publish")
+    try:
+        await submitted(store)
+    finally:
+        raw.command("ACL", "SETUSER", "default", "+publish")
+    ears.heard.clear()
+    assert len((await store.lease(DOWNLOAD, "fills", 1, 30, room=1)).leases) == 1
+    await Fleet.until(lambda: bool(ears.heard))
+    assert dict(ears.heard) == pytest.approx({"other": 4}, abs=1)
 
 
 async def test_a_full_instance_looks_for_the_fleet_no_longer(
