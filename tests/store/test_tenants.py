@@ -121,6 +121,19 @@ async def test_a_token_with_more_than_its_share_comes_last_or_not_at_all(store: 
     assert Counter(others) == {"alice": 6, "bob": 2}
 
 
+async def test_while_a_token_gives_way_the_others_take_turns(store: JobStore) -> None:
+    for name in ("alice", "bob", "carol"):
+        await submit(store, name, names(9, name))
+    turns = Shares(tokens={"alice": TokenShare(most=0)})
+    found = [token for _ in range(6) for token in await tokens(store, 1, shares=turns)]
+    assert Counter(found) == {"bob": 3, "carol": 3}
+    turns = Shares(tokens={"alice": TokenShare(most=0), "bob": LAST, "carol": LAST})
+    found = [token for _ in range(6) for token in await tokens(store, 1, shares=turns)]
+    assert Counter(found) == {"bob": 3, "carol": 3}, "also if both come last"
+    turns = Shares(tokens={"alice": TokenShare(before_last=2), "bob": LAST, "carol": LAST})
+    assert Counter((await tokens(store, 3, shares=turns))[:2]) == {"alice": 2}
+
+
 async def test_a_large_aggregation_does_not_hide_the_others_of_its_token(store: JobStore) -> None:
     await submit(store, "alice", ["large", "small"])
     shares = Shares(tokens={"alice": LAST}, never=["large"])
@@ -173,6 +186,9 @@ async def test_one_call_gives_a_token_no_more_than_its_share(store: JobStore) ->
     await call_back(store, "carol", [f"http d{number}" for number in range(5)])
     shares = Shares(token=TokenShare(unproven=2))
     assert await tokens(store, 9, Kind.CALLBACK, shares) == ["carol"] * 2
+    await call_back(store, "dave", ["http e"])
+    shares = Shares(tokens={"dave": TokenShare(unproven=0), "carol": TokenShare(unproven=1)})
+    assert await tokens(store, 9, Kind.CALLBACK, shares) == ["carol"]
 
 
 async def test_a_queue_that_an_earlier_version_has_added_is_found(raw: RawStore, store: JobStore) -> None:

@@ -174,7 +174,7 @@ local function not_for_others(set, token, place)
   until left_to_others == MOST_LEFT
 end
 
--- The next queue of a set where some tokens come last or get nothing.
+-- The next queue of a set where some tokens come last or get nothing, and the token whose turn it is.
 local function first_by_token(set)
   -- Most tokens that are examined.
   local MOST_TOKENS = 100
@@ -184,22 +184,17 @@ local function first_by_token(set)
     local rule = rule_of(token, set)
     if rule ~= 'never' then
       local queue, second = first_of_queues(function(place) return not_for_others(set, token, place) end)
-      if queue and not rule then
-        to_end(token)
-        return queue
-      end
+      if queue and not rule then return queue, token end
       if not last and (queue or second) then last, of = queue or second, token end
     end
   end
-  if last then
-    to_end(of)
-  elseif #tokens == MOST_TOKENS then
+  if not last and #tokens == MOST_TOKENS then
     for _, token in ipairs(tokens) do to_end(token) end
   end
-  return last
+  return last, of
 end
 
--- The next queue of a set, if the call may get one.
+-- The next queue of a set, if the call may get one, and the token whose turn it is, if some tokens have limits.
 local function first_of(set)
   if aside[set] then
     -- Bounded, because the call may get none of them.
@@ -218,12 +213,13 @@ end
 -- The sets take turns, so that none delays another. If each call is for one task, the time decides which set is first.
 local next_set = now
 
--- The next queue, the key of its set, and what `next_set` becomes.
+-- The next queue, the key of its set, what `next_set` becomes, and the token whose turn it is, see `first_of`. The turns
+-- change only when a task is taken, because `due_ms` only looks.
 local function next_queue()
   for number = next_set, next_set + #sources - 1 do
     local set = sources[number % #sources + 1]
-    local queue = first_of(set)
-    if queue then return queue, set, number + 1 end
+    local queue, token = first_of(set)
+    if queue then return queue, set, number + 1, token end
   end
 end
 
@@ -271,9 +267,10 @@ end
 
 local granted, turns = {call.request}, 0
 while #leases < call.count and turns < 2 * call.count + 16 do
-  local queue, set, after = next_queue()
+  local queue, set, after, first_token = next_queue()
   if not queue then break end
   turns, next_set = turns + 1, after
+  if first_token then to_end(first_token) end
   redis.call('ZREM', set, queue)
   if aside[set] then set = ready_set(kind, queue) end
   local tasks, running = key_pending(kind, queue), key_running(kind, queue)
