@@ -22,10 +22,10 @@ def library(clock: StoreClock) -> Library:  # which they read
     return clocked_library(cluster=True)
 
 
-async def calls_back(store: JobStore, *queues: str, token: str = "") -> None:
+async def calls_back(store: JobStore, *queues: str, token: str = "", limit: int = 9) -> None:
     for queue in queues:
         await submitted(store, token=token)
-        plan = CallbackPlan(queue=queue, limit=9, token=token)
+        plan = CallbackPlan(queue=queue, limit=limit, token=token)
         await store.settle("me", [downloaded(await leased(store), OK, plan, 0)])
 
 
@@ -121,6 +121,20 @@ async def test_what_was_left_to_others_counts_as_its_destination_has_answered(
         ("kafka a", True),
         ("kafka b", True),
     ]
+    raw.command("SET", raw.key("disproven", "kafka c"), "1")
+    batch = await store.lease(
+        Kind.CALLBACK, "kafka", 9, 60, shares=Shares(failing=0), room=9, types=["kafka"]
+    )
+    assert queues(batch) == []
+
+
+async def test_what_was_left_to_others_keeps_its_limit(raw: RawStore, store: JobStore) -> None:
+    """Also if its timer has made it runnable for all meanwhile."""
+    await asks(store, "kafka", ["kafka"])
+    await calls_back(store, "kafka a", "kafka a", limit=1)
+    assert not queues(await asks(store, "http", ["http"]))
+    raw.command("ZADD", raw.key("unproven"), 1, "kafka a")
+    assert queues(await asks(store, "kafka", ["kafka"])) == ["kafka a"]
 
 
 async def test_a_callback_that_nobody_can_deliver_is_given_to_each(

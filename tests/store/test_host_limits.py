@@ -87,6 +87,20 @@ async def test_aggregations_share_a_hosts_limit_in_turns(
     assert await keys_of_hosts(raw, hosts) == []
 
 
+async def test_a_lease_that_is_given_again_keeps_its_place_at_the_host(
+    raw: RawStore, hosts: JobStore, clock: StoreClock
+) -> None:
+    [job_id] = await submit(hosts, "a", "one.test")
+    ask = {"kind": "download", "owner": "me", "request": "r", "count": 1, "lease_ms": 60_000, "hosts": ""}
+    ask |= {"last": [], "never": [], "unproven": 0}
+    visits = raw.key("visits", "one.test")
+    raw.run("lease", ask)
+    ends = float(raw.command("ZSCORE", visits, job_id))
+    raw.command("ZINCRBY", visits, -50_000, job_id)
+    raw.run("lease", ask)
+    assert float(raw.command("ZSCORE", visits, job_id)) >= ends
+
+
 async def test_what_waits_for_a_host_expires(raw: RawStore, hosts: JobStore) -> None:
     """Also once the only aggregation that waits has been called, and waits again."""
     await submit(hosts, "a", "slow.test", 3)

@@ -30,6 +30,7 @@ from downloader.store.codec import fields
 from downloader.wire import Task
 from servers.jobs import closed, downloaded, handed_back, leased, spec_for, submitted, tried_again
 from servers.raw_store import RawStore
+from servers.store_clock import StoreClock
 
 OK = Outcome(
     verdict=Verdict.SUCCEEDED,
@@ -206,7 +207,9 @@ async def test_an_instance_gets_one_suspect_at_a_time(store: JobStore, raw: RawS
     batch = (await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases
     assert sorted(lease.crashes for lease in batch) == [0, 2]
     assert harmless.id in {lease.id for lease in batch}
-    assert (await store.lease(Kind.DOWNLOAD, "me", 9, 10, shares=Shares(suspects=1))).leases == []
+    asked_again = await store.lease(Kind.DOWNLOAD, "me", 9, 10, shares=Shares(suspects=1))
+    assert asked_again.leases == []
+    assert 0 < (asked_again.next_due_s or 0) <= 1, "not at once"
     sizes = await store.aggregation_sizes()
     assert sum(sizes.values()) == 2, "they wait"
     await trio.sleep(1.1)
@@ -226,6 +229,57 @@ async def test_a_lost_reply_leases_nothing_twice(raw: RawStore, store: JobStore)
     [again] = fields(raw.run("lease", ask))["leases"]
     assert fields(again) == fields(first) | {"waited_ms": -1}
     assert len((await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases) == 1
+
+
+async def test_a_lease_tells_since_when_a_task_waits(
+    raw: RawStore, store: JobStore, clock: StoreClock
+) -> None:
+    """A callback grows old from the end of its download, and again from the moment when it is sent again."""
+    await submitted(store)
+    clock.move(3)
+    lease = await leased(store)
+    assert lease.waited_s == 3
+    [[_, ends]] = raw.command("ZRANGE", raw.key("leases", Kind.DOWNLOAD), 0, -1, "WITHSCORES")
+    assert int(ends) == clock.now_ms + 10_000
+    await store.settle("me", [downloaded(lease, OK, PLAN, 60)])
+    clock.move(20)
+    lease = await leased(store, kind=Kind.CALLBACK)
+    assert (lease.waited_s, lease.age_s) == (20, 20)
+    failed = CallbackOutcome(verdict=Verdict.FAILED, error="no")
+    await store.settle("me", [closed(lease, failed, 60, 9)])
+    await store.retry(lease.id, download=False, limit=1)
+    clock.move(7)
+    assert (await leased(store, kind=Kind.CALLBACK)).age_s == 7
+
+
+async def test_while_all_is_paused_callbacks_are_leased_and_downloads_are_not(store: JobStore) -> None:
+    for name in "ab":
+        await submitted(store, name)
+    await store.settle("me", [downloaded(await leased(store), OK, PLAN, 60)])
+    await store.pause_all(paused=True)
+    batch = await store.lease(Kind.DOWNLOAD, "me", 9, 10)
+    assert (batch.leases, batch.next_due_s) == ([], None)
+    await leased(store, kind=Kind.CALLBACK)
+    await store.pause_all(paused=False)
+    await leased(store)
+
+
+async def test_a_timer_without_a_share_is_not_asked_for_again_and_again(
+    store: JobStore, clock: StoreClock
+) -> None:
+    await submitted(store)
+    await store.settle("me", [downloaded(await leased(store), OK, PLAN, 60)])
+    await store.settle("me", [handed_back(await leased(store, kind=Kind.CALLBACK), "", 1)])
+    clock.move(1)
+    batch = await store.lease(Kind.CALLBACK, "me", 9, 10, shares=Shares(unproven=0))
+    assert (batch.leases, batch.next_due_s) == ([], None)
+
+
+async def test_a_job_that_was_evicted_leaves_nothing(raw: RawStore, store: JobStore) -> None:
+    spec = await submitted(store)
+    raw.command("DEL", raw.key("job", spec.id))
+    assert (await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases == []
+    assert raw.command("EXISTS", raw.key("task", Kind.DOWNLOAD, spec.id)) == 0
 
 
 async def test_a_lease_tells_when_something_more_is_due(store: JobStore) -> None:
