@@ -51,6 +51,15 @@ async def test_the_last_moment_of_the_last_year_is_refused(api: Served, field: s
     assert (await api.client.get("/aggregations")).json()["aggregations"] == []
 
 
+@pytest.mark.row("H30")
+@pytest.mark.parametrize("field", ["not_before", "deadline"])
+async def test_a_moment_of_more_than_a_year_ahead_is_refused(api: Served, field: str) -> None:
+    for days, status in ((364, 201), (368, 422)):
+        moment = (datetime.now(UTC) + timedelta(days=days)).isoformat()
+        response = await api.client.post("/download", json=JOB | {field: moment})
+        assert response.status_code == status
+
+
 @pytest.mark.row("H31")
 async def test_every_route_responds_after_the_largest_values(api: Served) -> None:
     in_a_year = (datetime.now(UTC) + timedelta(days=364)).isoformat()

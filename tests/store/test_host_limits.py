@@ -286,6 +286,18 @@ async def test_a_place_that_is_given_up_in_any_way_is_free(hosts: JobStore, cloc
     assert len(await take(hosts)) == 1
 
 
+async def test_the_holder_of_a_job_that_nobody_keeps_gives_its_place_up(
+    hosts: JobStore, clock: StoreClock
+) -> None:
+    await submit(hosts, "a", "slow.test", 2)
+    [lease] = await take(hosts)
+    await hosts.cancel(lease.spec, None, 0)
+    await hosts.remove([job.spec.id for job in (await hosts.reap(9, 60)).jobs])
+    assert await take(hosts) == [], "its holder has not stopped"
+    assert await hosts.settle("me", [downloaded(lease, DONE, None, 0)]) == [Settled.CANCELLED]
+    assert len(await take(hosts)) == 1
+
+
 async def test_a_place_ends_with_the_lease_of_a_holder_that_died(hosts: JobStore, clock: StoreClock) -> None:
     """Also before the sweep, and if an instance of an earlier version sweeps."""
     await submit(hosts, "a", "slow.test", 2)

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from downloader.model import (
+    POISON_CRASHES,
     CallbackOutcome,
     ErrorCode,
     FileFacts,
@@ -214,6 +215,22 @@ async def test_an_instance_gets_one_suspect_at_a_time(store: JobStore, raw: RawS
     assert sum(sizes.values()) == 2, "they wait"
     await trio.sleep(1.1)
     assert len((await store.lease(Kind.DOWNLOAD, "other", 9, 10)).leases) == 1
+
+
+@pytest.mark.row("F34")
+async def test_of_twenty_jobs_beside_one_that_kills_its_worker_none_becomes_poison(
+    store: JobStore, clock: StoreClock
+) -> None:
+    deadly, *others = [(await submitted(store, "a", aggr_limit=99)).id for _ in range(21)]
+    crashes = dict.fromkeys([deadly, *others], 0)
+    while crashes[deadly] < POISON_CRASHES:
+        leases = (await store.lease(Kind.DOWNLOAD, "me", 99, 10)).leases
+        crashes |= {lease.id: lease.crashes for lease in leases}
+        if deadly not in [lease.id for lease in leases]:
+            await store.settle("me", [downloaded(lease, OK, PLAN, 0) for lease in leases])
+        clock.move(11)
+        await store.sweep(Kind.DOWNLOAD)
+    assert max(crashes[job_id] for job_id in others) <= 2
 
 
 # lease
@@ -610,6 +627,17 @@ async def test_the_callback_of_a_second_run_is_not_its_first_holder_s(store: Job
             assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
     assert await store.settle("me", [closed(first, DELIVERED, 60, 4)]) == [Settled.LEASE_LOST]
     assert (await callback(store, spec.id)).state == "running"
+
+
+async def test_a_reap_forgets_a_thousand_failures_at_the_most(raw: RawStore, store: JobStore) -> None:
+    """A million may have expired at once, and other calls wait for the script."""
+    key = raw.key("failed")
+    raw.command("ZADD", key, *(word for number in range(1500) for word in (1, f"id{number}")))
+    left = []
+    for _ in range(2):
+        await store.reap(9, 60)
+        left.append(raw.command("ZCARD", key))
+    assert left == [500, 0]
 
 
 @pytest.mark.parametrize("job_id", ["NSb4FOAs9fVaQw", "", "x", "ü" * 14, "../../../etc/pa"])
