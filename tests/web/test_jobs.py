@@ -102,6 +102,30 @@ async def close_callback(store: JobStore) -> None:
         await store.settle("me", [closed(lease, REFUSED, 60, 4)])
 
 
+ASK_TWICE = """
+async () => {
+  const { confirm } = await import(new URL("web/dialogs.js", document.baseURI));
+  const dialog = document.getElementById("confirm");
+  const closed = () => new Promise((done) => dialog.addEventListener("close", done, { once: true }));
+  const reported = closed();
+  const first = confirm("First?", "", "Do");
+  dialog.close();
+  const second = confirm("Second?", "", "Do");
+  await reported;
+  document.getElementById("confirm-do").click();
+  return [await first, await second, dialog.open];
+}
+"""
+
+
+async def test_the_close_of_one_question_is_no_answer_to_the_next(browse: Browse, page_url: str) -> None:
+    def look(seen: Seen) -> None:
+        seen.open()
+        assert seen.page.evaluate(ASK_TWICE) == [False, True, False]
+
+    await browse(page_url, look)
+
+
 async def test_a_job_is_found_by_its_id_and_cancelled(browse: Browse, page_url: str, store: JobStore) -> None:
     spec = spec_for(store, "a", created_ms=1_790_000_000_000)
     await store.submit([Submission(spec=spec)])

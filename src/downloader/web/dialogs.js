@@ -45,6 +45,8 @@ export async function act(button, action) {
   }
 }
 
+let answer = () => {};
+
 // Asks before something that cannot be undone. Resolves to whether it was confirmed; the focus returns by itself.
 // `typed` is what has to be typed first, if anything.
 export function confirm(title, text, verb, { danger = false, typed = "" } = {}) {
@@ -61,7 +63,9 @@ export function confirm(title, text, verb, { danger = false, typed = "" } = {}) 
   check();
   dialog.returnValue = "";
   dialog.showModal();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
-  });
+  answer(false);
+  return new Promise((resolve) => (answer = resolve));
 }
+
+// A close is reported a moment later: the next question may be open by then, and this is not its answer.
+$("confirm").addEventListener("close", ({ target }) => target.open || answer(target.returnValue === "yes"));
