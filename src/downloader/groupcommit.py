@@ -121,6 +121,8 @@ class GroupCommit(Generic[T, R]):
             CommitAbandoned: `run` has ended.
         """
         if self._ended:
+            # The end of the whole, for example a crash, has mostly cancelled this task too.
+            await trio.lowlevel.checkpoint_if_cancelled()
             raise CommitAbandoned("closed")
         item: _Item[T, R] = _Item(value)
         key = self._lane(value)

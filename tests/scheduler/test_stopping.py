@@ -226,3 +226,17 @@ async def test_the_reaper_goes_on_when_the_store_answers_again(
         await trio.sleep(LOOK_S)
         stop.begin(0)
     assert store.removed == [spec.id]
+
+
+async def test_a_cancel_while_a_thread_hangs_raises_no_other_error(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    """Else the end of the process would be reported as this error and not as its cause."""
+    work = Stuck(Kind.DOWNLOAD, concurrency=4)
+    work.hangs_s = 2 * LEASE_S
+    process = Process(store, work)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(process.run)
+        process.add("a")
+        await process.settle_down()
+        nursery.cancel_scope.cancel()
