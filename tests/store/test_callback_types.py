@@ -71,6 +71,8 @@ async def test_f26_it_gets_the_callback_at_once(store: JobStore, raw: RawStore) 
     raw.command("ZADD", unproven, 1, "kafka a")
     assert not queues(await asks(store, "http", ["http"]))
     assert idle(raw) == {"http"}
+    for name in (raw.key("types"), raw.key("aside", "kafka")):
+        assert raw.command("PTTL", name) > 0, "whatever becomes of the instances"
     assert queues(await asks(store, "kafka", ["kafka"])) == ["kafka a"]
 
 
@@ -141,6 +143,7 @@ async def test_a_callback_that_nobody_can_deliver_is_given_to_each(
     store: JobStore, clock: StoreClock
 ) -> None:
     """Each hands it back, and the job's log names the backend that is missing."""
+    await store.lease(Kind.DOWNLOAD, "processor", 1, 30, room=9)
     await asks(store, "http", ["http"])
     await calls_back(store, "kafka a")
     [lease] = (await asks(store, "http", ["http"])).leases
@@ -157,6 +160,23 @@ async def test_those_that_are_gone_leave_it_to_each_again(store: JobStore, clock
     assert not queues(await asks(store, "http", ["http"]))
     clock.move(61)
     assert queues(await asks(store, "http", ["http"])) == ["kafka a"]
+
+
+async def test_those_that_look_now_and_then_are_not_gone(store: JobStore, clock: StoreClock) -> None:
+    for _ in range(2):
+        await asks(store, "kafka", ["kafka"])
+        clock.move(40)
+    await calls_back(store, "kafka a")
+    assert not queues(await asks(store, "http", ["http"]))
+
+
+async def test_none_waits_for_the_timers_of_others(store: JobStore) -> None:
+    for name in ("http", "kafka"):
+        await asks(store, name, [name])
+    await calls_back(store, "kafka a", "kafka b")
+    leases = (await asks(store, "kafka", ["kafka"])).leases
+    await store.settle("kafka", [tried_again(lease, RETRY, 1) for lease in leases])
+    assert (await asks(store, "http", ["http"])).next_due_s is None
 
 
 async def test_each_waits_for_the_first_timer_of_its_types(store: JobStore, clock: StoreClock) -> None:

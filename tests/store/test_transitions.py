@@ -294,9 +294,12 @@ async def test_a_timer_without_a_share_is_not_asked_for_again_and_again(
 
 async def test_a_job_that_was_evicted_leaves_nothing(raw: RawStore, store: JobStore) -> None:
     spec = await submitted(store)
+    await store.settle("me", [tried_again(await leased(store), RETRY, 0)])
+    task = raw.key("task", Kind.DOWNLOAD, spec.id)
+    assert raw.command("EXISTS", task) == 1
     raw.command("DEL", raw.key("job", spec.id))
     assert (await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases == []
-    assert raw.command("EXISTS", raw.key("task", Kind.DOWNLOAD, spec.id)) == 0
+    assert raw.command("EXISTS", task) == 0
 
 
 async def test_a_lease_tells_when_something_more_is_due(store: JobStore) -> None:

@@ -213,8 +213,8 @@ end
 -- The sets take turns, so that none delays another. If each call is for one task, the time decides which set is first.
 local next_set = now
 
--- The next queue, the key of its set, what `next_set` becomes, and the token whose turn it is, see `first_of`. The turns
--- change only when a task is taken, because `due_ms` only looks.
+-- The next queue, the key of its set, what `next_set` becomes, and the token whose turn it is, see `first_of`. Tokens
+-- move to the end only when their queue is taken, because `due_ms` only looks.
 local function next_queue()
   for number = next_set, next_set + #sources - 1 do
     local set = sources[number % #sources + 1]
