@@ -194,6 +194,24 @@ async def test_f6_a_job_that_kills_its_worker_is_given_up(
             assert history.check() == {"succeeded": 3, "failed": 1}
 
 
+@pytest.mark.row("F6")
+async def test_f6_a_file_of_a_job_that_is_given_up_is_deleted_with_the_job(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    tables = {"redis": {"timeout": 1.5}, "processor": {"lease": 2.5}, "notifier": {"deletion_interval": 0.5}}
+    async with open_fleet(folder, server, tables) as fleet:
+        _, notifier = await fleet.start_all("api", "notifier")
+        job_id = await fleet.post(**job_for(origin.url("/bytes/77"), sink.url()))
+        await _die_five_times(fleet, {"DOWNLOADER_FAILPOINT": "after-rename"})
+        assert [path.name for path in fleet.stored()] == [job_id]
+        await fleet.start("processor")
+        [callback] = await sink.heard_of(job_id)
+        assert callback.payload["error_code"] == "poison"
+        await notifier.event("file.deleted", job_id=job_id)
+        await fleet.stop_all()
+        assert fleet.stored() == []
+
+
 async def _die_five_times(fleet: Fleet, environ: dict[str, str]) -> None:
     """Start a processor that the job kills, five times, one after the other."""
     for _ in range(5):
