@@ -269,7 +269,8 @@ async def test_a_job_asks_few_shards_of_a_cluster(cluster_fleet: Fleet) -> None:
         await fleet.all_begun(alone + paced)
         await trio.sleep_until(max(began + LOOK_S, trio.current_time()) + LATE_S)
     looks = 2 * fleet.shards * math.ceil((trio.current_time() - began) / LOOK_S)
-    assert fleet.lease_calls() <= 2 * (alone + paced) + looks
+    # As S12 of `docs/performance.md` allows: a busy machine takes some wake-ups for unheard.
+    assert fleet.lease_calls() <= 4 * (alone + paced) + looks
 
 
 async def test_a_burst_spreads_over_the_fleet(fleet: Fleet, store: JobStore) -> None:
