@@ -62,6 +62,20 @@ async def test_starts_of_the_last_minute_count(autojump_clock: trio.testing.Mock
     assert 4.5 < rate.per_s < 6
 
 
+async def test_what_is_being_received_was_accepted() -> None:
+    received = dict[str, int]()
+    starts = Starts(received)
+    job = lease()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(starts.counted, job, trio.sleep_forever)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await had(starts, lease()) == (StartRate(0, 2), None)
+        received[job.id] = 1
+        assert await had(starts, lease()) == (StartRate(1.5, 2), None)
+        assert await had(starts, lease("b")) == (StartRate(0, 1), None)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_host_counts_all_aggregations(autojump_clock: trio.testing.MockClock) -> None:
     starts = Starts()
     async with trio.open_nursery() as nursery:

@@ -19,11 +19,13 @@ from downloader.ids import new_id
 from downloader.model import (
     POISON_CRASHES,
     CallbackOutcome,
+    Cooldown,
     ErrorCode,
     JobSpec,
     Kind,
     Lease,
     Outcome,
+    StartRate,
     Verdict,
     now_ms,
 )
@@ -74,6 +76,7 @@ class Fetched:
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
         self.attempts = 0
+        self.stay = trio.lowlevel.checkpoint
         self.downloads: Downloads | None = None
         self.received: Mapping[str, int] = {}
 
@@ -84,13 +87,17 @@ class Fetched:
         still_ours: Callable[[], bool],  # noqa: ARG002
         on_progress: Callable[[int, int | None], None],
     ) -> Outcome:
-        on_progress(7, None)
+        if not self.outcome.cooldown:
+            on_progress(7, None)
         self.received = dict(self.downloads.received) if self.downloads else {}
         self.attempts += 1
+        await self.stay()
         return self.outcome
 
 
 SUCCEEDED = Outcome(verdict=Verdict.SUCCEEDED)
+COOLDOWN = Cooldown(seconds=1, asked=True)
+THROTTLED = Outcome(verdict=Verdict.THROTTLED, error="429", response_code=429, cooldown=COOLDOWN)
 LATER = CallbackOutcome(verdict=Verdict.RETRY, error="no")
 RETRY = Outcome(verdict=Verdict.RETRY, error="no", error_code=ErrorCode.TIMEOUT, retry_after_s=120)
 
@@ -126,6 +133,20 @@ def callback() -> tuple[Callbacks, Receiver, Lease]:
     work.download_url = lambda _, __: "http://files/x"
     spec = replace(job.spec, callback_type="http", callback_dst="http://c/")
     return work, receiver, replace(job, spec=spec)
+
+
+async def test_what_a_site_still_sends_counts_as_accepted_in_the_rate_of_starts() -> None:
+    async with trio.open_nursery() as nursery:
+        work, sending = downloads(), Fetched(SUCCEEDED)
+        sending.stay = trio.sleep_forever
+        work.fetcher = cast("Any", sending)
+        nursery.start_soon(work.attempt, lease(Kind.DOWNLOAD), lambda: True)
+        await trio.testing.wait_all_tasks_blocked()
+        work.fetcher = cast("Any", Fetched(THROTTLED))
+        end = (await work.attempt(lease(Kind.DOWNLOAD), lambda: True)).outcome
+        assert end is not None
+        assert end.cooldown == replace(COOLDOWN, had=StartRate(1, 2))
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.row("F6")

@@ -126,6 +126,38 @@ async def test_the_close_of_one_question_is_no_answer_to_the_next(browse: Browse
     await browse(page_url, look)
 
 
+LATE_CLOSE = """
+window.addEventListener("close", (event) => {
+  if (!event.isTrusted) return;
+  event.stopImmediatePropagation();
+  setTimeout(() => event.target.dispatchEvent(new Event("close")), 3_000);
+}, true)
+"""
+
+
+async def test_a_question_can_be_asked_again_before_its_close_is_reported(
+    browse: Browse, page_url: str, store: JobStore
+) -> None:
+    await store.submit([Submission(spec=spec_for(store, "a"))])
+    await end_all(store, BROKEN, callback=REFUSED)
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        page.add_init_script(LATE_CLOSE)
+        seen.open()
+        ask = page.get_by_role("button", name="Send failed callbacks again")
+        question = page.get_by_role("dialog", name="Send 1 callback again?")
+        for key in ("Enter", "Escape"):
+            ask.press("Enter")
+            expect(question).to_be_visible()
+            question.get_by_role("button", name="Go back").press(key)
+            expect(question).to_be_hidden()
+            assert ask.get_attribute("aria-disabled") is None
+        seen.check()
+
+    await browse(page_url, look)
+
+
 async def test_a_job_is_found_by_its_id_and_cancelled(browse: Browse, page_url: str, store: JobStore) -> None:
     spec = spec_for(store, "a", created_ms=1_790_000_000_000)
     await store.submit([Submission(spec=spec)])

@@ -21,7 +21,6 @@ from downloader.observe import Counters, Event, get_logger
 from downloader.scheduler import Held, Stop, Wake, Work, run_work
 from downloader.service import predecessor
 from downloader.service.instance import RESERVE, Instance, own_limits, shared_settings
-from downloader.service.start_rates import Starts
 from downloader.service.work import Callbacks, Downloads, delivery_timeout_s
 from downloader.store import JobStore
 from downloader.tasks import background
@@ -91,7 +90,6 @@ def downloads_worker(instance: Instance, fetcher: Fetcher, disk_has_room: Callab
         delete=instance.files.delete,
         own_limits=own_limits(settings),
         disk_has_room=disk_has_room,
-        starts=Starts() if settings.processor.pace == "adaptive" else None,
     )
     held: Held = {}
 

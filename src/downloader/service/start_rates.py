@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import replace
 
 import trio
@@ -25,20 +25,24 @@ class _Count:
     def __init__(self, now: float) -> None:
         self.since = self.last = now
         self.starts = 0.0
-        self.in_flight = 0
+        self.in_flight = set[str]()
         self.accepted_at = -WINDOW_S
 
 
 class Starts:
-    """Counts starts by aggregation and, where hosts have limits, by host."""
+    """Counts starts by aggregation and, where hosts have limits, by host.
 
-    def __init__(self) -> None:
+    `receiving` has the ids of the jobs whose files are being received: their requests were accepted.
+    """
+
+    def __init__(self, receiving: Container[str] = ()) -> None:
+        self._receiving = receiving
         self._counts: dict[tuple[str, str], _Count] = {}
         self._forget_at = FORGET_AT
 
     async def counted(self, lease: Lease, attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:
         """Make an attempt. Add the rates of the aggregation and host to its cooldown, if it causes one."""
-        counts = [self._begin(name) for name in _names(lease)]
+        counts = [self._begin(name, lease.id) for name in _names(lease)]
         try:
             outcome = await attempt()
             if outcome.cooldown:
@@ -51,9 +55,9 @@ class Starts:
             return outcome
         finally:
             for count in counts:
-                count.in_flight -= 1
+                count.in_flight.discard(lease.id)
 
-    def _begin(self, name: tuple[str, str]) -> _Count:
+    def _begin(self, name: tuple[str, str], job_id: str) -> _Count:
         now = trio.current_time()
         count = self._counts.get(name)
         if count is None:
@@ -66,13 +70,15 @@ class Starts:
             count.since = now - WINDOW_S / 2
         count.last = now
         count.starts += 1
-        count.in_flight += 1
+        count.in_flight.add(job_id)
         return count
 
     def _rate(self, count: _Count) -> StartRate:
         now = trio.current_time()
         per_s = count.starts / max(SHORTEST_S, now - count.since)
-        return StartRate(per_s if now - count.accepted_at < WINDOW_S else 0, count.in_flight)
+        receives = any(job_id in self._receiving for job_id in count.in_flight)
+        accepted = receives or now - count.accepted_at < WINDOW_S
+        return StartRate(per_s if accepted else 0, len(count.in_flight))
 
     def _forget(self, now: float) -> None:
         if len(self._counts) < self._forget_at:

@@ -80,10 +80,13 @@ class Downloads:
     workers: Workers = field(default_factory=Workers)
     received: dict[str, int] = field(default_factory=dict)
     """Bytes so far of the running downloads that have received some, by job id."""
-    starts: Starts | None = None
+    starts: Starts | None = field(init=False)
     """`None` with a fixed pace."""
     log: FilteringBoundLogger = field(default_factory=log.bind)
     """Bound once, because binding a logger for each job takes more CPU than a line that is not printed."""
+
+    def __post_init__(self) -> None:
+        self.starts = Starts(self.received) if self.settings.processor.pace == "adaptive" else None
 
     def work(self) -> Work:
         """The `Work` of the scheduler for downloads."""

@@ -61,11 +61,13 @@ export function confirm(title, text, verb, { danger = false, typed = "" } = {}) 
   const check = () => ($("confirm-do").disabled = $("confirm-input").value !== typed);
   $("confirm-input").oninput = check;
   check();
-  dialog.returnValue = "";
   dialog.showModal();
   answer(false);
   return new Promise((resolve) => (answer = resolve));
 }
 
-// A close is reported a moment later: the next question may be open by then, and this is not its answer.
-$("confirm").addEventListener("close", ({ target }) => target.open || answer(target.returnValue === "yes"));
+// A close is reported a moment later, and a button that asked cannot be pressed before its answer is known. So the
+// buttons and Escape answer themselves, and a close that neither of them told counts only if no next question is open.
+$("confirm").addEventListener("submit", ({ submitter }) => answer(submitter.value === "yes"));
+$("confirm").addEventListener("cancel", () => answer(false));
+$("confirm").addEventListener("close", ({ target }) => target.open || answer(false));
