@@ -53,10 +53,11 @@ async def test_the_limits_hold_over_the_fleet_and_nothing_is_left(
             for index, path in enumerate(paths)
         ]
         ids = await fleet.post_all(jobs)
+        [first] = await sink.heard_of(ids[0])
+        assert first.payload["download_url"] == f"http://files.example/x/{ids[0][:3]}/{ids[0]}"
+        assert (await fleet.client.get(f"/files/{ids[0][:3]}/{ids[0]}")).status_code == 200
         payloads = [one.payload for one in await sink.heard_of(*ids)]
         assert all(payload["success"] for payload in payloads), payloads
-        assert payloads[0]["download_url"] == f"http://files.example/x/{ids[0][:3]}/{ids[0]}"
-        assert (await fleet.client.get(f"/files/{ids[0][:3]}/{ids[0]}")).status_code == 200
 
         peak = (await fleet.client.get(f"{origin}/_stats")).json()["peak"]
         assert {path: peak[path] for path in limits} == limits, "neither exceeded nor left unused"

@@ -343,7 +343,7 @@ async def test_puts_and_deletes_meet_in_one_folder(storage: Storage, root: Path)
             assert (root / "a/NSb" / name).read_bytes() == name.encode()
             await storage.delete(f"a/NSb/{name}")
 
-    with trio.fail_after(30):
+    with trio.fail_after(100):
         async with trio.open_nursery() as nursery:
             for index in range(8):
                 nursery.start_soon(churn, f"NSb{index}")
