@@ -178,6 +178,8 @@ class Chaos:
         self.store_up = False
         match fault.kind:
             case Kind.STORE_KILL:
+                if not self.stores.clustered:
+                    self.history.killed_s.append(time.time())
                 node.kill()
                 await trio.sleep(fault.for_s)
                 await trio.to_thread.run_sync(self.stores.start, node)

@@ -124,7 +124,9 @@ class History:
     records: dict[str, Record] = field(default_factory=dict)
     """By id, every job in the store, from any client."""
     ends: Counter[str] = field(default_factory=Counter)
-    """By id: how often an instance logged that the job had ended."""
+    """By id: how often an instance logged that the job had ended, without ends that a kill may undo."""
+    killed_s: list[float] = field(default_factory=list)
+    """When the store was killed, if it syncs once a second."""
     files: dict[str, File] = field(default_factory=dict)
     """By the file's name, which is the job's id."""
     spool: list[str] = field(default_factory=list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -32,6 +32,9 @@ _OWNED = frozenset(
 
 AT_ONCE = 16
 """How many jobs the API is asked for at once."""
+
+_UNDONE_S = 3.0
+"""With `appendfsync everysec`, a server on a slow disk may answer up to two seconds before it writes."""
 
 BACK_S, POLL_S = 20.0, 0.1
 """How long an API may take until the first response after an outage of the store."""
@@ -154,11 +157,19 @@ def read_fleet(history: History, fleet: Fleet) -> None:
     history.ends.update({line["job_id"] for line in fleet.all_events("audit", action="cancel")})
     for running in fleet.running:
         for name in ("job.succeeded", "job.failed", "job.poison"):
-            history.ends.update(line["job_id"] for line in running.events(name))
+            history.ends.update(kept_ends(running.events(name), history.killed_s))
         if tracebacks := [line for line in running.noise if "Traceback" in line]:
             history.complaints.append(f"{running.name}: {len(tracebacks)} tracebacks: {running.tail()}")
         if failed := [line for line in running.log if line.get("exception")]:
             history.complaints.append(f"{running.name}: {failed[0]}")
+
+
+def kept_ends(lines: Iterable[Mapping[str, Any]], killed_s: Sequence[float]) -> Iterator[str]:
+    """The ids of jobs by their lines in the log, without ends that a kill of the store may have undone."""
+    for line in lines:
+        logged_s = datetime.fromisoformat(line["time"]).timestamp()
+        if not any(0 <= at_s - logged_s < _UNDONE_S for at_s in killed_s):
+            yield line["job_id"]
 
 
 def read_load(history: History, load: Load, fleet: Fleet) -> None:

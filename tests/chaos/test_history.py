@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from chaos.history import (
     judge,
     losses,
 )
+from chaos.reading import kept_ends
 from chaos.schedule import STORE, Kind, make_schedule
 
 NO_COUNTS = {"jobs": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
@@ -239,3 +241,13 @@ def test_no_target_is_hit_twice_at_once() -> None:
         own = [fault for fault in faults if fault.target == name]
         assert all(one.at_s + one.for_s < after.at_s for one, after in itertools.pairwise(own))
     assert all(fault.kind is not Kind.KILL_CHILD for fault in faults if fault.target == "processor-a")
+
+
+def test_an_end_just_before_a_kill_of_the_store_may_come_again() -> None:
+    lines = [
+        {"job_id": name, "time": f"2026-01-01T00:00:{second}Z"}
+        for name, second in zip("abc", (10, 14, 16), strict=True)
+    ]
+    assert list(kept_ends(lines, [])) == ["a", "b", "c"]
+    killed_s = datetime(2026, 1, 1, 0, 0, 15, tzinfo=UTC).timestamp()
+    assert list(kept_ends(lines, [killed_s])) == ["a", "c"]
