@@ -115,6 +115,16 @@ class Closed:
     """Both times are by the store's clock, which is that of this machine."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """A request to end a pause that an API has carried out, perhaps long after its client had given it up."""
+
+    group: str
+    sent_s: float
+    """The request was sent then or later."""
+    logged_s: float
+
+
 @dataclass(slots=True, kw_only=True)
 class History:
     """Everything that was recorded in a run."""
@@ -148,6 +158,7 @@ class History:
     closed: list[Closed] = field(default_factory=list)
     """Pauses and cooldowns. A pause lasts from the answer to the PATCH that began it until the request that
     ends it, a cooldown from its log line until the end of `Retry-After`."""
+    resumes: list[Resume] = field(default_factory=list)
     rates: dict[str, float] = field(default_factory=dict)
     """By aggregation: how many starts per second are allowed."""
     late: list[tuple[str, float]] = field(default_factory=list)
@@ -176,6 +187,17 @@ def judge(history: History) -> list[Violation]:
         for rule in RULES
         for what in rule(history)
     ]
+
+
+def ended_by_late_resume(history: History, pause: Closed) -> bool:
+    """Whether a request to end an earlier pause may have ended this one.
+
+    Such a request was sent before the pause and logged after its begin. It was carried out at some time
+    between the two.
+    """
+    return any(
+        one.group == pause.group and one.sent_s < pause.after_s < one.logged_s for one in history.resumes
+    )
 
 
 def losses(violations: Sequence[Violation]) -> int:
@@ -268,7 +290,7 @@ def _started_too_early(history: History) -> Iterator[str]:
             early = (
                 record.started_s is not None and each.after_s < record.started_s < each.until_s - _ROUNDED_S
             )
-            if early and each.group == job.group:
+            if early and each.group == job.group and not ended_by_late_resume(history, each):
                 yield f"{job.id} of {job.group}: {each.until_s - (record.started_s or 0):.3f} s, {each.why}"
 
 

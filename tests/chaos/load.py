@@ -114,6 +114,8 @@ class Load:
     """By path: when the origin asked for a pause."""
     closed: list[Closed] = field(default_factory=list)
     """The pauses of `PAUSED`."""
+    resumed_s: dict[str, float] = field(default_factory=dict)
+    """By the address of a client: when the client began to send requests that end a pause."""
     files: Path = Path()
     """The folder in which the fleet stores files."""
     deleted: int = 0
@@ -136,18 +138,18 @@ class Load:
     async def run(self) -> None:
         """Submit jobs to each aggregation until `stopping`; a submission that has begun is finished first.
 
-        Then delete all jobs of `SHARED`.
+        Then resume `PAUSED` until none of its jobs waits, and delete all jobs of `SHARED`.
         """
         async with (
             httpx2.AsyncClient(timeout=_REQUEST_S, trust_env=False) as client,
-            trio.open_nursery() as deleting,
+            trio.open_nursery() as ending,
         ):
-            deleting.start_soon(self._delete_shared, client)
+            ending.start_soon(self._delete_shared, client)
+            if PAUSED in self.limits:
+                ending.start_soon(self._pause, client)
             async with trio.open_nursery() as nursery:
                 for group in self.limits:
                     nursery.start_soon(self._client, client, group)
-                if PAUSED in self.limits:
-                    nursery.start_soon(self._pause, client)
             self._submitted = True
 
     def waiting(self, group: str) -> int:
@@ -224,15 +226,25 @@ class Load:
         return answer.status_code == 201
 
     async def _pause(self, client: httpx2.AsyncClient) -> None:
+        """Pause and resume `PAUSED`, each time from another address, which the API's log has."""
+        path = f"/aggregations/{PAUSED}"
         while not self.stopping:
             await trio.sleep(self.rng.uniform(*_PAUSE_S))
-            answer = await self.insist(client, "PATCH", f"/aggregations/{PAUSED}", (200, 404), paused=True)
-            after_s = time.time()
-            await trio.sleep(self.rng.uniform(*_PAUSE_S))
-            # If no job waits, the aggregation may be deleted meanwhile, and its pause with it.
-            if answer.status_code == 200 and answer.json()["pending"]:
-                self.closed.append(Closed(group=PAUSED, why="paused", after_s=after_s, until_s=time.time()))
-            await self.insist(client, "PATCH", f"/aggregations/{PAUSED}", (200, 404), paused=False)
+            number = len(self.closed)
+            address = f"127.2.{number // 256}.{number % 256}"
+            transport = httpx2.AsyncHTTPTransport(local_address=address)
+            async with httpx2.AsyncClient(timeout=_REQUEST_S, trust_env=False, transport=transport) as own:
+                await self.insist(own, "PATCH", path, (200,), paused=True)
+                after_s = time.time()
+                await trio.sleep(self.rng.uniform(*_PAUSE_S))
+                self.resumed_s[address] = until_s = time.time()
+                self.closed.append(Closed(group=PAUSED, why="paused", after_s=after_s, until_s=until_s))
+                # A repeated request finds nothing to end if the aggregation has no job.
+                await self.insist(own, "PATCH", path, (200, 404), paused=False)
+        # An API that was frozen may still pause once more, and that pause would stay.
+        while not self._submitted or self.waiting(PAUSED):
+            await trio.sleep(_AGAIN_S)
+            await self.insist(client, "PATCH", path, (200, 404), paused=False)
 
     async def _delete_shared(self, client: httpx2.AsyncClient) -> None:
         """Delete jobs that have ended, all in the end. Before that, the file of each must be there."""

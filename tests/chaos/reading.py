@@ -14,8 +14,8 @@ import httpx2
 import redis
 import trio
 
-from chaos.history import Closed, Completion, Delivery, File, GroupRecord, History, Record
-from chaos.load import CANCELLED, COOLED, RATE, RATED, RETRY_AFTER_S, Load
+from chaos.history import Closed, Completion, Delivery, File, GroupRecord, History, Record, Resume
+from chaos.load import CANCELLED, COOLED, PAUSED, RATE, RATED, RETRY_AFTER_S, Load
 from downloader.store import ended
 from servers.fleet import Fleet
 
@@ -167,9 +167,12 @@ def read_fleet(history: History, fleet: Fleet) -> None:
 def kept_ends(lines: Iterable[Mapping[str, Any]], killed_s: Sequence[float]) -> Iterator[str]:
     """The ids of jobs by their lines in the log, without ends that a kill of the store may have undone."""
     for line in lines:
-        logged_s = datetime.fromisoformat(line["time"]).timestamp()
-        if not any(0 <= at_s - logged_s < _UNDONE_S for at_s in killed_s):
+        if not any(0 <= at_s - _time_of(line) < _UNDONE_S for at_s in killed_s):
             yield line["job_id"]
+
+
+def _time_of(line: Mapping[str, Any]) -> float:
+    return datetime.fromisoformat(line["time"]).timestamp()
 
 
 def read_load(history: History, load: Load, fleet: Fleet) -> None:
@@ -182,10 +185,15 @@ def read_load(history: History, load: Load, fleet: Fleet) -> None:
                 Closed(
                     group=COOLED,
                     why="cooling down",
-                    after_s=datetime.fromisoformat(line["time"]).timestamp(),
+                    after_s=_time_of(line),
                     until_s=load.throttled_s[path] + RETRY_AFTER_S,
                 )
             )
+    history.resumes = [
+        Resume(group=PAUSED, sent_s=load.resumed_s[line["client"]], logged_s=_time_of(line))
+        for line in fleet.all_events("audit", action="adjust", aggr_id=PAUSED, changes={"paused": False})
+        if line["client"] in load.resumed_s
+    ]
     history.jobs = dict(load.accepted)
     told: defaultdict[str, set[str]] = defaultdict(set)
     for one in load.sink.received:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from chaos.history import History, Violation, losses
+from chaos.history import History, Violation, ended_by_late_resume, losses
 from chaos.schedule import Fault, Kind
 from servers.fleet import LEASE_S
 
@@ -37,6 +37,7 @@ class Report:
         kills = sum(self.done[kind] for kind in (Kind.KILL, Kind.KILL_CHILD, Kind.STORE_KILL))
         freezes = sum(self.done[kind] for kind in (Kind.FREEZE, Kind.STORE_FREEZE))
         groups = self.history.job_groups.values()
+        unclear = sum(ended_by_late_resume(self.history, one) for one in self.history.closed)
         return [
             f"seed {self.seed}, {self.seconds:g} s",
             f"jobs {len(self.history.jobs) + self.deleted}: {self.deleted} deleted, "
@@ -44,7 +45,8 @@ class Report:
             f"kills {kills}, freezes {freezes}, all faults {self.done.total()}: "
             + ", ".join(f"{n} {kind}" for kind, n in sorted(self.done.items())),
             "times without starts: "
-            + ", ".join(f"{n} times {why}" for why, n in Counter(c.why for c in self.history.closed).items()),
+            + ", ".join(f"{n} times {why}" for why, n in Counter(c.why for c in self.history.closed).items())
+            + f"; {unclear} perhaps ended by late requests",
             (
                 f"groups of jobs: {len(groups)}, {sum(group.seals > 1 for group in groups)} reopened, "
                 f"{sum(map(len, self.history.completions.values()))} callbacks"

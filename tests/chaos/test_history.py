@@ -22,6 +22,7 @@ from chaos.history import (
     Job,
     JobGroup,
     Record,
+    Resume,
     judge,
     losses,
 )
@@ -71,6 +72,11 @@ def good() -> History:
             "empty": [Completion(webhook_id="e", body=b"e", counts=NO_COUNTS, told=0)],
         },
         closed=[Closed(group="g", why="paused", after_s=3.0, until_s=5.0)],
+        resumes=[
+            Resume(group="g", sent_s=2.0, logged_s=2.9),  # of the pause before
+            Resume(group="g", sent_s=5.0, logged_s=5.1),
+            Resume(group="another", sent_s=2.0, logged_s=4.8),
+        ],
         rates={"g": 1.0},
         limits={"g": 2},
         peaks={"g": 2},
@@ -98,6 +104,13 @@ def test_late_repetitions_may_seal_and_reopen_a_group_once_more() -> None:
     history = completed(good(), 2, webhook_id="n3", body=b"n3")
     assert [one.rule for one in judge(history)] == ["group not told once"]
     history.job_groups["n"] = dataclasses.replace(history.job_groups["n"], most=3)
+    assert judge(history) == []
+
+
+def test_a_late_request_may_end_a_later_pause() -> None:
+    history = record(good(), "b", started_s=4.9)
+    assert [one.rule for one in judge(history)] == ["started too early"]
+    history.resumes.append(Resume(group="g", sent_s=2.0, logged_s=4.91))
     assert judge(history) == []
 
 
