@@ -79,6 +79,12 @@ local function task_fields(kind, id, ...)
   return redis.call('HMGET', key_task(kind, id), ...)
 end
 
+-- The sum of a whole number in a task's record and an amount; other texts, and false, count as 0.
+local function sum_of(text, amount)
+  local digits = text and #text < 16 and string.match(text, '^%-?%d+$')
+  return (digits and tonumber(digits) or 0) + amount
+end
+
 -- Adds to a number in a task's record; a text that is no number counts as 0.
 local function add_to(kind, id, name, amount)
   local sum = redis.pcall('HINCRBY', key_task(kind, id), name, amount)

@@ -33,6 +33,10 @@ local types = call.types or ALL_TYPES
 -- Delay of a suspect that this instance may not run because it runs another suspect.
 local SUSPECT_AGAIN_MS = 1000
 
+-- Fields of a task's record and of a queue's record that a turn reads.
+local TASK = {'generation', 'crashes', 'deliveries', 'attempts', 'throttled', 'since'}
+local QUEUE = {'limit', 'proxy', 'token', unpack(GATE)}
+
 local describe
 do -- a script may have 200 local names
   -- What a callback needs of the download's result.
@@ -41,11 +45,9 @@ do -- a script may have 200 local names
     'etag', 'last_modified', 'content_type', 'final_url', 'not_modified', 'finished',
   }
 
-  -- The answer's entry for a lease, and the token of its queue.
-  function describe(id, queue, generation, set, waited, spec)
-    local task = redis.call('HMGET', key_task(kind, id), 'attempts', 'crashes', 'throttled', 'since')
-    local record = redis.call('HMGET', key_queue_record(kind, queue), 'limit', 'proxy', 'token')
-    local result, since = {}, task[4]
+  -- The answer's entry for a lease. `task` and `record`: the values of TASK and QUEUE.
+  function describe(id, queue, generation, set, waited, spec, task, record)
+    local result, since = {}, task[6]
     if kind == 'callback' then
       local values = redis.pcall('HMGET', key_task('download', id), unpack(RESULT))
       for i, value in ipairs(values) do
@@ -57,12 +59,12 @@ do -- a script may have 200 local names
       since = since or values[#RESULT]
     end
     return {
-      'id', id, 'queue', queue, 'generation', generation, 'attempts', task[1],
-      'crashes', task[2], 'throttled', task[3], 'limit', record[1], 'proxy', record[2] or '',
+      'id', id, 'queue', queue, 'generation', generation, 'attempts', task[4],
+      'crashes', task[2], 'throttled', task[5], 'limit', record[1], 'proxy', record[2] or '',
       'token', record[3] or '', 'spec', spec,
       'proven', set == key_ready(kind) and '1' or '', 'failing', set == key_failing() and '1' or '',
       'waited_ms', waited, 'age_ms', now - (tonumber(since or nil) or now), 'result', result,
-    }, record[3] or ''
+    }
   end
 end
 
@@ -246,8 +248,8 @@ if memo and string.match(memo, '^%S+') == call.request then
       -- The lease starts again, because the holder counts from this request.
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
       prolong_visit(host, id)
-      leases[#leases + 1] = describe(id, queue, generation, ready_set(kind, queue), -1,
-        stored_job(id) or '')
+      leases[#leases + 1] = describe(id, queue, generation, ready_set(kind, queue), -1, stored_job(id) or '',
+        task_fields(kind, id, unpack(TASK)), redis.call('HMGET', key_queue_record(kind, queue), unpack(QUEUE)))
     end
   end
   redis.call('PEXPIRE', key_memo(kind, owner), call.lease_ms)
@@ -275,8 +277,8 @@ while #leases < call.count and turns < 2 * call.count + 16 do
   if aside[set] then set = ready_set(kind, queue) end
   local tasks, running = key_pending(kind, queue), key_running(kind, queue)
   local head = redis.call('ZRANGE', tasks, 0, 0, 'WITHSCORES')
-  local gate = redis.call('HMGET', key_queue_record(kind, queue), 'limit', unpack(GATE))
-  local limit = tonumber(table.remove(gate, 1) or nil) or 1
+  local record = redis.call('HMGET', key_queue_record(kind, queue), unpack(QUEUE))
+  local gate, limit = {unpack(record, 4, #QUEUE)}, tonumber(record[1] or nil) or 1
   if kind == 'callback' then follow_rate(queue, gate) end
   local id, due, urgent = next_task(kind, queue, head)
   local not_before
@@ -284,7 +286,7 @@ while #leases < call.count and turns < 2 * call.count + 16 do
     local spec = stored_job(id)
     local host = call.hosts and spec and decoded(spec).host
     local task = key_task(kind, id)
-    local former = task_fields(kind, id, 'generation', 'crashes')
+    local former = task_fields(kind, id, unpack(TASK))
     local suspect = (tonumber(former[2] or nil) or 0) >= SUSPECT_CRASHES
     local starts = not suspect or suspects < 1
     if not starts then
@@ -304,17 +306,14 @@ while #leases < call.count and turns < 2 * call.count + 16 do
       local generation = string.format('%.0f', math.max((tonumber(former[1] or nil) or 0) + 1, now))
       if suspect then suspects = suspects + 1 end
       redis.call('HSET', task, 'state', 'running', 'owner', owner, 'group', queue, 'started', now,
-        'generation', generation, 'due', due)
-      add_to(kind, id, 'deliveries', 1)
-      if host then redis.call('HSET', task, 'host', host) end
+        'generation', generation, 'due', due, 'deliveries', sum_of(former[3], 1), unpack(host and {'host', host} or {}))
       redis.call('SADD', running, id)
       note_start(key_queue_record(kind, queue), tonumber(head[2]), kind == 'download' and spec or '', unpack(gate))
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
       if set ~= key_ready(kind) then unproven = unproven - 1 end
       if set == key_failing() then failing = failing - 1 end
-      local lease, token = describe(id, queue, generation, set, now - due, spec)
-      leases[#leases + 1] = lease
-      take(token, set)
+      leases[#leases + 1] = describe(id, queue, generation, set, now - due, spec, former, record)
+      take(record[3] or '', set)
       granted[#granted + 1] = id .. ':' .. generation
     end
   end
