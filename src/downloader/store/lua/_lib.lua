@@ -26,6 +26,9 @@ local tokens_in_use, turns_noted
 -- The result of `present_types`; by type, a queue that this call has set aside.
 local present, set_aside
 
+-- The sets of queues that were seen to be empty, and the result of `ready_set` by callback queue.
+local empty, known_set
+
 -- The sets of queues that can run now. Separate sets let an instance bound the slots that callback destinations take
 -- together if they have not answered quickly lately, and those among them that have failed.
 local ready_sets
@@ -39,6 +42,7 @@ local function begin(keys, argv)
   touched, touched_order = {}, {}
   tokens_in_use, turns_noted = nil, {}
   present, set_aside = nil, {}
+  empty, known_set = {}, {}
   ready_sets = {
     download = {key_ready('download')},
     callback = {key_ready('callback'), key_unproven(), key_failing()},
@@ -103,8 +107,20 @@ local ANSWER_COUNTS_MS = 600 * 1000
 
 -- The set for a queue that can run now.
 local function ready_set(kind, queue)
-  if kind == 'download' or redis.call('EXISTS', key_proven(queue)) == 1 then return key_ready(kind) end
-  return redis.call('EXISTS', key_disproven(queue)) == 1 and key_failing() or key_unproven()
+  if kind == 'download' then return key_ready(kind) end
+  if not known_set[queue] then
+    known_set[queue] = redis.call('EXISTS', key_proven(queue)) == 1 and key_ready(kind)
+      or redis.call('EXISTS', key_disproven(queue)) == 1 and key_failing() or key_unproven()
+  end
+  return known_set[queue]
+end
+
+-- The first `count` queues of a set of queues that can run now.
+local function first_ready(set, count)
+  if empty[set] then return {} end
+  local queues = redis.call('ZRANGE', set, 0, count - 1)
+  empty[set] = not queues[1]
+  return queues
 end
 
 -- Removes a queue from the sets of queues that can run now, except from `kept`.
@@ -117,6 +133,7 @@ end
 -- Notes how a destination has answered a callback. The marks need not be deleted when the other one is set: `proven` is
 -- examined first, and a mark that was set earlier ends earlier.
 local function note_answer(queue, taken, slow)
+  known_set[queue] = nil
   if taken and not slow then
     redis.call('SET', key_proven(queue), '1', 'PX', ANSWER_COUNTS_MS)
     return
@@ -206,12 +223,15 @@ local function time_again(kind, queue)
   redis.call('ZADD', key_timers(kind), (math.floor(now / ASIDE_MS) + 2) * ASIDE_MS, queue)
 end
 
--- Adds a queue at its place in its set; a queue that is in the set keeps its place.
-local function join_ready(kind, queue)
+-- Adds a queue at its place in its set; a queue that is in the set keeps its place. `left`: it is in no set.
+local function join_ready(kind, queue, left)
   local set = ready_set(kind, queue)
   if set == key_failing() then time_again(kind, queue) end
-  if redis.call('ZSCORE', set, queue) then return end
-  leave_ready(kind, queue, set)
+  if not left then
+    if redis.call('ZSCORE', set, queue) then return end
+    leave_ready(kind, queue, set)
+  end
+  empty[set] = nil
   local last = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')[2]
   redis.call('ZADD', set, turn_of(set, kind, queue, tonumber(last or '0')), queue)
   if not last then first[kind] = true end
@@ -391,34 +411,38 @@ local function forget(kind, queue)
   redis.call('ZREM', key_queues(kind), queue)
 end
 
+-- Removes a queue from all sets of queues that can run now or later.
+local function leave_sets(kind, queue)
+  leave_ready(kind, queue)
+  redis.call('ZREM', key_timers(kind), queue)
+end
+
 -- Puts a queue into `ready` or `unproven` if a task can run now, into `timers` if a task can run later, into none of
--- them if the queue is full, paused or has no pending task. Deletes a queue without tasks.
-local function place(kind, queue)
+-- them if the queue is full, paused or has no pending task. Deletes a queue without tasks. `left`: it is in none yet.
+local function place(kind, queue, left)
   local tasks = key_pending(kind, queue)
   local pending = redis.call('ZCARD', tasks)
   local running = redis.call('SCARD', key_running(kind, queue))
   local timers = key_timers(kind)
   if pending == 0 and running == 0 then
     forget(kind, queue)
-    leave_ready(kind, queue)
-    redis.call('ZREM', timers, queue)
+    if not left then leave_sets(kind, queue) end
     return
   end
   -- The number of tasks, and behind the decimal point the number of running ones, so that `busiest` needs no other key.
   redis.call('ZADD', key_queues(kind), pending + running + math.min(running, 999999) / 1000000, queue)
   local record = redis.call('HMGET', key_queue_record(kind, queue), 'limit', 'paused', unpack(GATE))
   if pending == 0 or record[2] == '1' or running >= (tonumber(record[1]) or 1) then
-    leave_ready(kind, queue)
-    redis.call('ZREM', timers, queue)
+    if not left then leave_sets(kind, queue) end
     return
   end
   local due = tonumber(redis.call('ZRANGE', tasks, 0, 0, 'WITHSCORES')[2])
   due = math.ceil(math.max(due, opens(unpack(record, 3))))
   if due <= now then
-    redis.call('ZREM', timers, queue)
-    join_ready(kind, queue)
+    if not left then redis.call('ZREM', timers, queue) end
+    join_ready(kind, queue, left)
   else
-    leave_ready(kind, queue)
+    if not left then leave_ready(kind, queue) end
     local next_due = tonumber(redis.call('ZRANGE', timers, 0, 0, 'WITHSCORES')[2] or math.huge)
     redis.call('ZADD', timers, due, queue)
     if due < next_due then first[kind] = true end

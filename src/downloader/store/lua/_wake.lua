@@ -189,7 +189,7 @@ end
 -- The types that can deliver to the first runnable queue; nil if no queue can run.
 local function types_for_next(kind)
   for _, set in ipairs(ready_sets[kind]) do
-    local queue = redis.call('ZRANGE', set, 0, 0)[1]
+    local queue = first_ready(set, 1)[1]
     if queue then return (types_for(kind, queue)) end
   end
 end

@@ -112,7 +112,7 @@ end
 local function first_queues(set, count)
   while true do
     local queues, left_before = {}, left_to_others
-    for _, queue in ipairs(redis.call('ZRANGE', set, 0, count - 1)) do
+    for _, queue in ipairs(first_ready(set, count)) do
       if not is_left(queue) then queues[#queues + 1] = queue end
     end
     if left_to_others == left_before then return queues end
@@ -274,6 +274,8 @@ while #leases < call.count and turns < 2 * call.count + 16 do
   turns, next_set = turns + 1, after
   if first_token then to_end(first_token) end
   redis.call('ZREM', set, queue)
+  -- A failing queue is also in `timers`, and a queue that was set aside may be in other sets.
+  local is_in_none = not aside[set] and set ~= key_failing()
   if aside[set] then set = ready_set(kind, queue) end
   local tasks, running = key_pending(kind, queue), key_running(kind, queue)
   local head = redis.call('ZRANGE', tasks, 0, 0, 'WITHSCORES')
@@ -320,7 +322,7 @@ while #leases < call.count and turns < 2 * call.count + 16 do
   if not_before then
     redis.call('ZADD', timers, not_before, queue)
   else
-    place(kind, queue)
+    place(kind, queue, is_in_none)
   end
 end
 for _, queue in ipairs(touched_order) do place(queue[1], queue[2]) end
