@@ -3,6 +3,13 @@
 -- The last line of the record of a job that was given to a reaper.
 local REAPING = '\nR'
 
+-- All fields of a task's record by name; none of a record of a wrong type.
+local function all_fields(kind, id)
+  local flat, task = redis.pcall('HGETALL', key_task(kind, id)), {}
+  for i = 1, #flat, 2 do task[flat[i]] = flat[i + 1] end
+  return task
+end
+
 local end_job
 do -- a script may have 200 local names
   -- Letters of the common fields of a record (see `ended.py`).
@@ -20,12 +27,12 @@ do -- a script may have 200 local names
   local DEFAULTS = {state = 'succeeded', attempts = '1', deliveries = '1', crashes = '0', status = '200'}
 
   -- Replaces a job that cannot be retried by a short record, kept for `keep_ms`: the download, and callback if any, has
-  -- succeeded, or the download was cancelled. `record` has the lines that the caller has made.
-  function end_job(id, record, keep_ms)
+  -- succeeded, or the download was cancelled. `record` has the lines that the caller has made. `tasks`: the fields of
+  -- both tasks.
+  function end_job(id, record, keep_ms, tasks)
     local marks, lines, ended = '', {record}, nil
     for _, kind in ipairs({'download', 'callback'}) do
-      local flat, task = redis.pcall('HGETALL', key_task(kind, id)), {}
-      for i = 1, #flat, 2 do task[flat[i]] = flat[i + 1] end
+      local task = tasks[kind]
       if task.state then
         task.attempts, task.deliveries = task.attempts or '0', task.deliveries or '0'
       end
@@ -61,7 +68,11 @@ local function conclude(id, item, keep_ms)
   end
   if callback == '' then
     if item.job_group then leave_job_group(item.job_group, id, item.state or 'cancelled') end
-    if item.record then end_job(id, item.record, keep_ms) else redis.call('ZADD', key_reap(), now + keep_ms, id) end
+    if item.record then
+      end_job(id, item.record, keep_ms, {download = all_fields('download', id), callback = all_fields('callback', id)})
+    else
+      redis.call('ZADD', key_reap(), now + keep_ms, id)
+    end
     return
   end
   redis.call('HSETNX', key_queue_record('callback', callback), 'limit', item.limit)

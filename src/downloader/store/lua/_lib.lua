@@ -491,12 +491,12 @@ end
 
 -- Whether a task is leased to an owner with a generation (a string): 'held' if so; 'repeated' if this lease has settled
 -- the task already, and the caller missed the answer; 'cancelled' if a client has cancelled the download meanwhile;
--- else 'lost'. Also returns the task's queue and, if the task has a place at a host, the host.
+-- else 'lost'. Also returns the task's queue, the host if the task has a place at a host, and for 'held' the attempts.
 local function claim(kind, id, owner, generation)
-  local task = task_fields(kind, id, 'state', 'owner', 'generation', 'settled', 'group', 'host')
+  local task = task_fields(kind, id, 'state', 'owner', 'generation', 'settled', 'group', 'host', 'attempts')
   local queue, host = task[5], task[6]
   if queue and task[2] == owner and task[3] == generation then
-    if task[1] == 'running' then return 'held', queue, host end
+    if task[1] == 'running' then return 'held', queue, host, task[7] end
     if task[1] == 'cancelled' then return 'cancelled', queue, host end
   end
   -- Earlier versions note the generation alone.

@@ -15,14 +15,14 @@
 local answers = {}
 for item in items() do
   local id = item.id
-  local holder, queue, host = claim('download', id, call.owner, item.generation)
+  local holder, queue, host, attempts = claim('download', id, call.owner, item.generation)
   if holder == 'held' then
     leave('download', id, queue)
     local task = key_task('download', id)
     redis.call('HSET', task, 'state', item.state, 'finished', now, 'settled', settled_by(call.owner, item.generation),
       'error', item.error, 'code', item.code, 'status', item.status, 'size', item.size,
-      'sha256', item.sha256, 'mime', item.mime, 'image', item.image, unpack(item.more or {}))
-    add_to('download', id, 'attempts', item.attempts)
+      'sha256', item.sha256, 'mime', item.mime, 'image', item.image,
+      'attempts', sum_of(attempts, item.attempts), unpack(item.more or {}))
     cool_down(id, queue, host, item)
     leave_host(id, queue, host)
     redis.call('HDEL', task, 'owner', 'due', 'phases')

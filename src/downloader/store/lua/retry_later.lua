@@ -15,14 +15,13 @@
 local kind = call.kind
 local answers = {}
 for item in items() do
-  local holder, queue, host = claim(kind, item.id, call.owner, item.generation)
+  local holder, queue, host, attempts = claim(kind, item.id, call.owner, item.generation)
   if holder == 'held' then
     leave(kind, item.id, queue)
     requeue(kind, item.id, queue, now + item.delay_ms)
     local task = key_task(kind, item.id)
     redis.call('HSET', task, 'settled', settled_by(call.owner, item.generation),
-      'error', item.error, 'code', item.code, 'status', item.status)
-    add_to(kind, item.id, 'attempts', item.attempts)
+      'error', item.error, 'code', item.code, 'status', item.status, 'attempts', sum_of(attempts, item.attempts))
     cool_down(item.id, queue, host, item)
     leave_host(item.id, queue, host)
     if kind == 'download' then redis.call('HDEL', task, 'phases') end
