@@ -330,6 +330,27 @@ async def test_two_of_an_idle_fleet_look_often_and_others_take_their_place(
     assert [await look(store, name) for name in "cd"] == often
 
 
+async def test_a_waiter_that_calls_often_does_not_note_its_duty_each_time(
+    store: JobStore, clock: StoreClock, raw: RawStore
+) -> None:
+    """It keeps its former time, which is a little earlier, but never one behind a timer."""
+
+    async def looks_at() -> int:
+        assert await look(store, "a") is not None
+        at_ms, _, name = raw.command("GET", raw.key("waiter", DOWNLOAD, "*")).partition(" ")
+        assert name == "a"
+        return int(at_ms)
+
+    began_ms, duties = clock.now_ms, []
+    for after_s in (0.0, 0.1, 0.1, 0.1):
+        clock.move(after_s)
+        duties.append(await looks_at() - began_ms)
+    assert duties == [5000, 5000, 5000, 5300]
+    await submitted(store)
+    await store.settle("me", [tried_again(await leased(store), RETRY, 4)])
+    assert await looks_at() == clock.now_ms + 4000
+
+
 async def test_the_looks_at_several_shards_are_one_call(autojump_clock: MockClock) -> None:
     """Although their answers come one by one; a timer is exact."""
     requests, shards = LeaseRequests(), range(4)
@@ -346,7 +367,7 @@ async def test_the_looks_at_several_shards_are_one_call(autojump_clock: MockCloc
 
 
 async def test_one_that_looks_for_the_fleet_has_a_watcher(
-    store: JobStore, raw: RawStore, nursery: trio.Nursery
+    store: JobStore, raw: RawStore, nursery: trio.Nursery, clock: StoreClock
 ) -> None:
     """Another one, if the first has not come."""
     ears = Ears()
@@ -355,6 +376,7 @@ async def test_one_that_looks_for_the_fleet_has_a_watcher(
         await look(store, name)
     raw.command("DEL", raw.key("watcher", DOWNLOAD, "*"))  # it expires when the frozen one does not look
     ears.heard.clear()
+    clock.move(0.25)
     await look(store, "looks")
     await Fleet.until(lambda: ears.heard == [("watches", LOOK_S + 1.5)])
 

@@ -11,6 +11,8 @@
 
 -- How often the waiter looks at least: the longest time for which work waits if a wake-up was lost.
 local LOOK_MS = 5000
+-- A waiter that calls often notes its duty anew only after this time, and so looks earlier by at most this time.
+local RENEW_MS = 250
 -- How often an idle instance without a duty looks, in case that the instances with a duty are gone.
 local RARE_LOOK_MS = 30000
 -- How long an instance counts as idle after its last look.
@@ -238,7 +240,9 @@ local function note_idle(kind, types, instance, room, count, due_ms)
   local at = waiter_looks_at(due_ms > 0 and now + due_ms or nil)
   local waiter, waiter_at = holder_of(waits)
   local looks_in = rare_look_ms(instance)
-  if not waiter or waiter == instance or waiter_at > at then
+  if waiter == instance and waiter_at > now + LOOK_MS - RENEW_MS and waiter_at <= at then
+    looks_in = waiter_at - now
+  elseif not waiter or waiter == instance or waiter_at > at then
     looks_in = at - now
     assign(waits, instance, at, looks_in + BACKUP_MS)
     watch(kind, {types}, instance, at)
