@@ -112,6 +112,51 @@ async def test_a_queue_at_its_limit_does_not_linger(autojump_clock: MockClock, s
         assert trio.current_time() == begun
 
 
+async def test_a_full_process_does_not_linger_while_tasks_wait(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    """Else slots that tasks wait for stand idle."""
+    async with scheduling(store, concurrency=64) as process:
+        ids = process.add("a", 300)
+        await process.settle_down()
+        begun = trio.current_time()
+        while len(process.work.ends) < len(ids) - 64:
+            [job_id, *_] = process.work.working
+            process.work.finish(job_id)
+            await process.settle_down()
+        assert trio.current_time() == begun
+
+
+async def test_while_tasks_wait_half_of_the_slots_start_before_the_next_lease_call(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    """Else all slots that become free at once wait for the store at once, time and again."""
+    async with scheduling(store, concurrency=64) as process:
+        process.add("a", 300)
+        await process.settle_down()
+        store.asked.clear()
+        process.work.finish(*process.work.working)
+        await process.settle_down()
+        assert store.asked == [32, 32]
+        assert len(process.work.working) == 64
+
+
+async def test_a_process_with_many_slots_shares_calls_also_while_tasks_wait(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    async with scheduling(store, concurrency=256) as process:
+        process.add("a", 600)
+        await process.settle_down()
+        calls = store.calls["lease"]
+        for job_id in list(process.work.working)[:20]:
+            process.work.finish(job_id)
+            await process.settle_down()
+        await trio.sleep(1)
+        assert len(process.work.ends) == 20
+        assert len(process.work.working) == 256
+        assert store.calls["lease"] - calls == 1
+
+
 async def test_a_lost_wake_up_delays_a_job_by_one_look(autojump_clock: MockClock, store: FakeStore) -> None:
     async with scheduling(store) as process:
         await process.settle_down()

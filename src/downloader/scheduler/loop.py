@@ -43,6 +43,10 @@ BUSY_FROM = 64
 LINGER_S = 0.005
 """Short, compared to the duration of a task with `BUSY_FROM` tasks in flight."""
 
+FEW_SLOTS = range(BUSY_FROM, 2 * LEASE_BATCH + 1)
+"""With so many slots, a busy process is nearly full. While tasks wait for its slots, calls that linger and
+calls that all slots wait for cost much of the rate."""
+
 STEADY_PER_S = 40.0
 """With more leases a second, calls linger for `STEADY_LINGER_S` even if few tasks are in flight."""
 
@@ -98,14 +102,31 @@ class _Running:
     lingering: Lingering = field(default_factory=Lingering)
     urgent_until: float = -math.inf
     """No call lingers until this Trio time, because a queue at its limit has got a free slot."""
+    more: bool = False
+    """Whether more tasks could run when the last lease call was answered."""
 
     @property
     def free(self) -> int:
         return self.work.concurrency - len(self.held)
 
     @property
+    def scarce(self) -> bool:
+        """Whether tasks wait for the slots, and the slots are few."""
+        return self.more and self.work.concurrency in FEW_SLOTS
+
+    @property
+    def most_leases(self) -> int:
+        """Most leases of the next call."""
+        if self.scarce:
+            # One half of the slots works while the store serves the other half.
+            return min(self.free, self.work.concurrency // 2)
+        return min(self.free, LEASE_BATCH)
+
+    @property
     def linger_s(self) -> float:
         """How long a call lingers, so that one call carries more."""
+        if self.scarce:
+            return 0.0
         if len(self.held) >= BUSY_FROM:
             return LINGER_S
         if self.lingering.pays and trio.current_time() > self.urgent_until:
@@ -194,7 +215,6 @@ async def _lease(running: _Running, start: Start) -> None:
     """Lease until the stop begins."""
     work = running.work
     backoff_s = BACKOFF_S
-    look_s: float | None = None
     while not running.stop.begun:
         if running.free < 1:
             await _wait_for_room(running)
@@ -204,10 +224,11 @@ async def _lease(running: _Running, start: Start) -> None:
             running.wake.take()
             await running.wake.wait_for(LOOK_S)
             continue
-        lingered = await _linger(running, more=look_s == 0)
+        lingered = await _linger(running)
         answered, look_s = await _take(
-            running, start, min(running.free, LEASE_BATCH), room=running.free, lingered=lingered
+            running, start, running.most_leases, room=running.free, lingered=lingered
         )
+        running.more = look_s == 0
         if not answered:
             await running.wake.wait_for(jittered(backoff_s))
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
@@ -222,12 +243,12 @@ async def _lease(running: _Running, start: Start) -> None:
     await _withdraw(running)
 
 
-async def _linger(running: _Running, *, more: bool) -> bool:
-    """Linger before a lease call, unless `more` tasks can run at once; returns whether the call lingered."""
+async def _linger(running: _Running) -> bool:
+    """Linger before a lease call, unless more tasks can run at once; returns whether the call lingered."""
     busy = len(running.held) >= BUSY_FROM
     if busy and running.free >= running.work.concurrency // 8:
         return False
-    if running.linger_s > 0 and (busy or not more):
+    if running.linger_s > 0 and (busy or not running.more):
         await trio.sleep(running.linger_s)
         return True
     return False
