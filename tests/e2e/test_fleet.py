@@ -40,7 +40,7 @@ AT_ONCE_S = 0.4
 async def test_the_limits_hold_over_the_fleet_and_nothing_is_left(
     server: Valkey, folder: Path, sink: Sink
 ) -> None:
-    limits = {"/slow/0.1/1001": 1, "/slow/0.1/1002": 3, "/slow/0.5/1003": 6}
+    limits = {"/slow/0.1/1001": 1, "/slow/0.3/1002": 3, "/slow/0.5/1003": 6}
     tables: Tables = {
         "notifier": {"deletion_interval": 3.0},
         "processor": {"download_url": "http://files.example/x"},
