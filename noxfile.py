@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import nox
 
@@ -17,6 +22,10 @@ Each gets the newest Quart and Quart-Trio that support it: 0.22 and 0.12 on 3.11
 
 nox.options.sessions = ["lint", "typecheck", f"tests-{PYTHONS[0]}", "docs"]
 
+MEMORY = Path("/dev/shm")  # noqa: S108  # only a folder with a random name in it is used
+ROOM_BYTES = 4 * 2**30
+"""Room for the files of a run of all tests, which take 1 GiB."""
+
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 
@@ -26,12 +35,26 @@ def install(session: nox.Session, group: str | None = None, *options: str) -> No
     session.install("-e", ".[all]", *group_packages, *options)
 
 
+@contextmanager
+def temporary_files() -> Iterator[dict[str, str]]:
+    """The environment for temporary files in memory, if it has room; they are deleted at the end.
+
+    On a busy disk a single fsync can take seconds, in which a store or a Sentinel of a test does nothing.
+    """
+    if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < ROOM_BYTES:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(dir=MEMORY, ignore_cleanup_errors=True) as folder:
+        yield {"TMPDIR": folder}
+
+
 def pytest(
     session: nox.Session, *default: str, workers_per_core: float = 1.5, dist: tuple[str, ...] = ("worksteal",)
 ) -> None:
     """Run tests on more workers than cores, as many tests wait; `--` replaces the default selection."""
     workers = max(2, min(8, int((os.cpu_count() or 1) * workers_per_core)))
-    session.run("pytest", "-n", str(workers), "--dist", *dist, *(session.posargs or default))
+    with temporary_files() as environ:
+        session.run("pytest", "-n", str(workers), "--dist", *dist, *(session.posargs or default), env=environ)
 
 
 @nox.session

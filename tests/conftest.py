@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -83,6 +84,17 @@ def logging_as_it_was() -> Iterator[None]:
     logging.captureWarnings(capture=False)
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture
+def other_device(tmp_path: Path) -> Iterator[Path]:
+    """A folder in another file system than `tmp_path`, to which no link can be made."""
+    for place in (Path("/dev/shm"), Path("/var/tmp")):
+        if place.is_dir() and place.stat().st_dev != tmp_path.stat().st_dev and os.access(place, os.W_OK):
+            with tempfile.TemporaryDirectory(dir=place) as folder:
+                yield Path(folder)
+            return
+    pytest.skip("needs a second file system")
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ from downloader.store import asyncio_loop, open_store
 from servers.fleet import BRIEF, RECOVERY_S, History, job_for, merged, open_fleet
 from servers.origin import Origin, gate, respond
 from servers.sink import Sink
-from servers.valkey_groups import Watched, until, watched_by_sentinel
+from servers.valkey_groups import AGREE_S, Watched, until, watched_by_sentinel
 
-pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ async def test_jobs_survive_failovers(watched: Watched, folder: Path, sink: Sink
         old = await trio.to_thread.run_sync(watched.primary_port)
         watched.nodes[old].kill()
         # What was acknowledged as replicated is there, and is done.
-        await sink.heard_of(*held, seconds=30)
+        await sink.heard_of(*held, seconds=AGREE_S)
         new = await trio.to_thread.run_sync(watched.primary_port)
         assert new != old
         with redis.Redis(port=new, decode_responses=True) as client:

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -98,20 +97,12 @@ def test_many_files_of_one_name(tmp_path: Path) -> None:
     assert (tmp_path / "a (300).tar.gz").read_bytes() == b"299"
 
 
-def test_a_file_system_without_hard_links_works(tmp_path: Path, stored: Path) -> None:
-    shm = Path("/dev/shm")  # another file system, to which no link can be made
-    if not shm.is_dir() or shm.stat().st_dev == tmp_path.stat().st_dev or not os.access(shm, os.W_OK):
-        pytest.skip("needs a second file system")
+def test_a_file_system_without_hard_links_works(tmp_path: Path, other_device: Path, stored: Path) -> None:
+    elsewhere = other_device / "stored"  # no link can be made to it
+    elsewhere.write_bytes(b"x")
     with open_output(tmp_path / "out") as output:
-        elsewhere = shm / f"downloader-test-{os.getpid()}"
-        elsewhere.write_bytes(b"x")
-        try:
-            with pytest.raises(
-                StorageError, match=r"a.png cannot be placed in .*: Invalid cross-device link"
-            ):
-                output.place(elsewhere, url="http://h/a.png")
-        finally:
-            elsewhere.unlink()
+        with pytest.raises(StorageError, match=r"a.png cannot be placed in .*: Invalid cross-device link"):
+            output.place(elsewhere, url="http://h/a.png")
         assert not (tmp_path / "out" / "a.png").exists(), "the reserved name is given back"
         (tmp_path / "out" / "a").write_bytes(b"")
         assert output.place(stored, url="http://h/a").name == "a (2)"
