@@ -266,13 +266,14 @@ async def _run_roles(
                 roles.start_soon(guarded(reap), instance.store, instance.files.delete)
             if parts.api is not None:
                 await roles.start(guarded(_run_api), instance, parts.api)
+            # Before the log line: when that is read, the parent knows that this child has started.
+            started()
             log.info(
                 Event.SERVICE_STARTED,
                 instance=instance.owner,
                 roles=sorted(instance.roles),
                 version=__version__,
             )
-            started()
         background.cancel_scope.cancel()
 
 
