@@ -291,12 +291,12 @@ async def test_h26_more_jobs_than_the_embedded_store_has_memory_for(
 ) -> None:
     hold = trio.Event()
     origin.on("/held", gate(hold, respond(200, b"held")))
-    large = job_for(origin.url("/bytes/1"), sink.url(), group="large", extra="x" * 200_000)
+    large = job_for(origin.url("/held"), sink.url(), group="large", extra="x" * 200_000)
     async with open_fleet(folder, None, merged(BRIEF, {"redis": {"max_memory": "32MiB"}})) as fleet:
         run = await fleet.start("run")
         ids = await fleet.post_all([job_for(origin.url("/held"), sink.url(), limit=2) for _ in range(4)])
         await origin.seen("/held", 2)
-        # All of them would take 80 MB, and none would be deleted during this test.
+        # All of them would take 80 MB, and none ends while `hold` is closed.
         refused = await fleet.client.post("/download", json=large)
         for _ in range(400):
             if refused.status_code != 201:

@@ -48,9 +48,8 @@ SLACK_S = 5.0
 STOP_S = GRACE_S + SLACK_S
 """Until a process has stopped, whatever it was doing: twice the grace period would be too long."""
 
-QUICK_GRACE_S = 4.0
-"""With `SLACK_S` less than the ten seconds that the API gives a slow client, so that a stop shows which of
-the two ended it."""
+QUICK_GRACE_S = 6.0
+"""Less than the ten seconds that the API gives a slow client: a stop that waits for those is killed."""
 
 HUNG = (1, -signal.SIGALRM)
 """Exit statuses of a process whose stop hung: ended by the exit timer, or a moment later by the kernel."""

@@ -22,7 +22,7 @@ import ssl
 import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
@@ -64,6 +64,9 @@ class Exchange:
         self.stream = stream
         self.keep = True
         """Whether the connection is to serve another request afterwards."""
+        self.over: Callable[[], None] = lambda: None
+        """Ends the count of this request in `Origin.current`. Called before the last bytes are sent: the next
+        request, which those bytes may cause, may be served before the task that has sent them goes on."""
         self.raw = raw
 
     def buffer(self, size: int) -> None:
@@ -76,6 +79,7 @@ class Exchange:
 
     async def respond(self, status: int, body: bytes = b"", headers: Iterable[tuple[str, str]] = ()) -> None:
         head = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        self.over()
         await self.send(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode() + body)
 
     async def end(self, then: Then) -> None:
@@ -248,13 +252,16 @@ class Origin:
         if self.record:
             self.requests.append(request)
         self._notify()
-        try:
+        with ExitStack() as counted:
+            counted.callback(self._end_count, keys)
+            exchange.over = counted.close
             handler = self.routes.get(path) or self._built_in
             await handler(exchange)
-        finally:
-            for key in keys:
-                self.current[key] -= 1
-            self._notify()
+
+    def _end_count(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.current[key] -= 1
+        self._notify()
 
     async def _built_in(self, exchange: Exchange) -> None:  # noqa: C901, PLR0912 - a table of paths
         request = exchange.request
@@ -305,10 +312,15 @@ class Origin:
 async def _send_bytes(exchange: Exchange, count: int) -> None:
     fields = f"Content-Type: application/octet-stream\r\nContent-Length: {count}\r\n\r\n"
     head = f"HTTP/1.1 200 OK\r\n{fields}".encode()
+    sent = 0
     for block in _blocks(count, exchange.request.query("seed")):
+        sent += len(block)
+        if sent == count:
+            exchange.over()
         await exchange.send(head + block)
         head = b""
     if head:
+        exchange.over()
         await exchange.send(head)
 
 
