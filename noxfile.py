@@ -45,6 +45,7 @@ def temporary_files() -> Iterator[dict[str, str]]:
         yield {}
         return
     with tempfile.TemporaryDirectory(dir=MEMORY, ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)  # as /tmp: tests look at it as another user
         yield {"TMPDIR": folder}
 
 
